@@ -1,0 +1,223 @@
+"""A Hugging Face model folder, known from its config, index and shard headers alone."""
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from resmerge_jax.checkpoint.json_object import load_json_object
+from resmerge_jax.checkpoint.shards import INDEX, read_shards
+from resmerge_jax.errors import InputError
+from resmerge_jax.types import QUANTISED_CODES, TensorRef
+
+# Other formats of weights, and pickles of training state. None is read or copied.
+FOREIGN_SUFFIXES = ('.bin', '.pt', '.pth', '.ckpt', '.h5', '.msgpack', '.gguf', '.onnx')
+PICKLE_SUFFIXES = ('.bin', '.pt', '.pth', '.ckpt')
+# Written anew with every merge, or describing the input rather than the output.
+_OWN_FILES = frozenset({'config.json', 'README.md', 'manifest.json', 'records.jsonl'})
+TOKENIZER_FILES = frozenset(
+  [
+    'tokenizer.json',
+    'vocab.json',
+    'vocab.txt',
+    'tokenizer.model',
+    'spiece.model',
+    'sentencepiece.bpe.model',
+    'tekken.json',
+    'tiktoken.model',
+    'qwen.tiktoken',
+  ]
+)
+# Names that GPTQ, AWQ, compressed-tensors, bitsandbytes and MLX give to their parts.
+_QUANTISED_NAME = re.compile(
+  r'\.(qweight|qzeros|scales|g_idx|weight_scale(_inv)?|weight_packed|SCB)$'
+  r'|\.weight\.(absmax|quant_map|nested_absmax|quant_state\.\w+)$'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """What a model folder (or an in-memory state dict: `path` None) holds.
+
+  `side_files` are the top-level files a merged folder copies byte for byte.
+  """
+
+  id: str
+  path: pathlib.Path | None
+  config: Mapping[str, Any]
+  tensors: Mapping[str, TensorRef]  # in shard-file order, then offset order
+  shard_files: tuple[str, ...] = ()
+  side_files: tuple[str, ...] = ()
+  header_sha256: str = ''  # over all shard headers, in file order
+  warnings: tuple[str, ...] = ()
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes of all tensors."""
+    return sum(ref.nbytes for ref in self.tensors.values())
+
+
+def open_checkpoint(
+  path: str | os.PathLike, id: str | None = None, role: str = 'checkpoint'
+) -> Checkpoint:
+  """Reads config, index and shard headers of the folder at `path`, but no weights.
+
+  Args:
+    path: a Hugging Face model folder; it and its files may be symbolic links.
+    id: the folder's name unless given.
+    role: what errors and warnings call it: 'base', "expert 'math'".
+
+  Raises:
+    InputError: not a readable, unquantised, complete safetensors model folder.
+  """
+  folder = pathlib.Path(os.path.abspath(os.path.expanduser(path)))
+  who = f'{role} {folder}'
+  names = _list_files(folder, who)
+  _check_kind(names, who)
+  config = _read_config(folder, who)
+  _check_config_quantisation(config, who)
+  shards = read_shards(folder, names, who)
+  _check_quantised_tensors(shards.tensors, who)
+  side_files = [name for name in names if _is_side_file(name)]
+  return Checkpoint(
+    id=id or folder.name or str(folder),
+    path=folder,
+    config=config,
+    tensors=shards.tensors,
+    shard_files=shards.files,
+    side_files=tuple(side_files),
+    header_sha256=shards.header_sha256,
+    warnings=(*shards.warnings, *_folder_warnings(folder, names, who)),
+  )
+
+
+def _list_files(folder: pathlib.Path, who: str) -> list[str]:
+  """Sorted names of the visible files at the top of `folder`, broken links included."""
+  if not os.path.lexists(folder):
+    fix = 'check the path'
+    if not folder.parent.exists():
+      fix += (
+        '; models are read from local folders: fetch one from the Hugging Face Hub '
+        'with `hf download OWNER/NAME --local-dir DIR`'
+      )
+    raise InputError(f'{who}: no such folder', fix=fix)
+  if not folder.is_dir():
+    raise InputError(
+      f'{who}: a file, not a folder',
+      fix='give the folder that holds config.json and the *.safetensors files',
+    )
+  try:
+    entries = sorted(os.listdir(folder))
+  except OSError as error:
+    raise InputError(f'{who}: cannot be listed: {error.strerror}') from error
+  return [
+    name
+    for name in entries
+    if not name.startswith('.') and not (folder / name).is_dir()
+  ]
+
+
+def _check_kind(names: list[str], who: str) -> None:
+  """Raises unless the folder holds safetensors weights of a whole model."""
+  weights = [name for name in names if name.endswith('.safetensors')]
+  pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
+  if 'adapter_config.json' in names and not set(weights) - {
+    'adapter_model.safetensors'
+  }:
+    raise InputError(
+      f'{who}: an adapter (adapter_config.json) without the weights of a model',
+      why='a merge needs whole tensors of every expert',
+      fix="merge the adapter into its base with PEFT's merge_and_unload(), save that "
+      'with save_pretrained, and give the saved folder',
+    )
+  if not weights and pickles:
+    raise InputError(
+      f'{who}: weights only as pickles, no *.safetensors',
+      pickles,
+      why='a pickle executes code when it is read, so this program never opens one',
+      fix='if you trust the files, convert them with transformers: '
+      'AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR, '
+      'safe_serialization=True)',
+    )
+  if not weights and INDEX not in names:
+    raise InputError(
+      f'{who}: not a checkpoint folder: no *.safetensors at its top',
+      [f'holds {", ".join(names[:10]) or "no files"}'],
+      fix='give the folder that holds config.json and the *.safetensors files',
+    )
+
+
+def _read_config(folder: pathlib.Path, who: str) -> dict[str, Any]:
+  file = folder / 'config.json'
+  try:
+    return load_json_object(file.read_bytes())
+  except FileNotFoundError:
+    raise InputError(
+      f'{who}: no config.json',
+      why='it says which model the tensors belong to, and the output needs it',
+      fix="copy it from the model's origin, or save with save_pretrained",
+    ) from None
+  except OSError as error:
+    raise InputError(f'{who}: config.json cannot be read: {error.strerror}') from error
+  except ValueError as error:
+    raise InputError(f'{who}: config.json is {error}') from error
+
+
+_QUANTISED_WHY = 'quantised values cannot be subtracted and averaged as weights'
+_QUANTISED_FIX = 'give the unquantised model (bfloat16, float16 or float32)'
+
+
+def _check_config_quantisation(config: Mapping[str, Any], who: str) -> None:
+  for field in ('quantization_config', 'compression_config'):
+    if quantisation := config.get(field):
+      method = (
+        quantisation.get('quant_method') if isinstance(quantisation, dict) else None
+      )
+      raise InputError(
+        f'{who}: quantised: config.json has {field} ({method or "method not named"})',
+        why=_QUANTISED_WHY,
+        fix=_QUANTISED_FIX,
+      )
+
+
+def _check_quantised_tensors(tensors: Mapping[str, TensorRef], who: str) -> None:
+  offenders = [
+    f'{name}: {ref.dtype} {list(ref.shape)} in {ref.file}'
+    for name, ref in tensors.items()
+    if ref.dtype in QUANTISED_CODES or _QUANTISED_NAME.search(name)
+  ]
+  if offenders:
+    raise InputError(
+      f'{who}: quantised: {len(offenders)} tensors hold 8-bit floats or parts of '
+      'quantised weights',
+      offenders,
+      why=_QUANTISED_WHY,
+      fix=_QUANTISED_FIX,
+    )
+
+
+def _is_side_file(name: str) -> bool:
+  return not (
+    name in _OWN_FILES
+    or name.endswith(('.safetensors', '.index.json', *FOREIGN_SUFFIXES))
+  )
+
+
+def _folder_warnings(folder: pathlib.Path, names: list[str], who: str) -> list[str]:
+  """What a user should know about the files that are not safetensors."""
+  warnings = []
+  if not TOKENIZER_FILES.intersection(names):
+    warnings.append(f'{who}: no tokenizer files')
+  foreign = [name for name in names if name.endswith(FOREIGN_SUFFIXES)]
+  if foreign:
+    warnings.append(f'{who}: neither read nor copied: {", ".join(foreign)}')
+  folders = [
+    entry.name
+    for entry in sorted(folder.iterdir())
+    if entry.is_dir() and not entry.name.startswith('.')
+  ]
+  if folders:
+    warnings.append(f'{who}: sub-folders are not copied: {", ".join(folders)}')
+  return warnings

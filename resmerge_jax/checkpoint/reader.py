@@ -1,0 +1,122 @@
+"""Blocks of rows of one checkpoint, read into buffers that the caller owns.
+
+A row is a row of the tensor's matrix view (`TensorRef.rows`, `TensorRef.cols`).
+"""
+
+import os
+import threading
+from types import TracebackType
+from typing import Protocol, Self
+
+import numpy as np
+
+from resmerge_jax.checkpoint.folder import Checkpoint
+from resmerge_jax.checkpoint.format import read_header
+from resmerge_jax.errors import InputError
+from resmerge_jax.types import DTYPES, TensorRef
+
+_START_AGAIN = 'leave the input folders alone until the run has ended, and start again'
+
+
+class Reader(Protocol):
+  """Source of rows: a folder or an in-memory mapping."""
+
+  def read_into(
+    self, ref: TensorRef, row_start: int, row_stop: int, out: np.ndarray
+  ) -> None: ...
+
+  def __enter__(self) -> Self: ...
+
+  def __exit__(self, *exception: object) -> None: ...
+
+
+def block_bytes(ref: TensorRef, row_start: int, row_stop: int) -> tuple[int, int]:
+  """Bytes [begin, end) of these rows, counted from the start of the tensor."""
+  assert 0 <= row_start <= row_stop <= ref.rows, (ref, row_start, row_stop)
+  row_bytes = ref.cols * DTYPES[ref.dtype].itemsize
+  return row_start * row_bytes, row_stop * row_bytes
+
+
+class CheckpointReader:
+  """Reads the shard files of a folder; any number of threads may call `read_into`.
+
+  Use as a context manager. A file is opened at its first read and must not change
+  between the reading of its header and the end of the run.
+  """
+
+  def __init__(self, checkpoint: Checkpoint):
+    assert checkpoint.path is not None, checkpoint.id
+    self._checkpoint = checkpoint
+    self._folder = checkpoint.path
+    self._lock = threading.Lock()
+    self._files: dict[str, tuple[int, tuple[int, int]]] = {}  # fd, state when opened
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    exception: BaseException | None,
+    traceback: TracebackType | None,
+  ) -> None:
+    with self._lock:
+      while self._files:
+        _, (fd, _) = self._files.popitem()
+        os.close(fd)
+
+  def read_into(
+    self, ref: TensorRef, row_start: int, row_stop: int, out: np.ndarray
+  ) -> None:
+    """Fills `out`, a contiguous uint8 vector, with rows [row_start, row_stop) of `ref`.
+
+    Raises:
+      InputError: the file vanished, became shorter or was changed.
+    """
+    begin, end = block_bytes(ref, row_start, row_stop)
+    assert out.dtype == np.uint8, out.dtype
+    assert out.shape == (end - begin,), (out.shape, begin, end)
+    try:
+      fd, state = self._open(ref)
+      view, offset = memoryview(out), ref.start + begin
+      while view:
+        n_read = os.preadv(fd, [view], offset)
+        if n_read == 0:
+          size = os.fstat(fd).st_size
+          raise self._error(ref, f'ends at byte {size}, byte {offset} is wanted')
+        view, offset = view[n_read:], offset + n_read
+      if _state(fd) != state:
+        raise self._error(ref, 'was changed while it was read')
+    except OSError as error:
+      raise self._error(ref, f'cannot be read: {error.strerror}') from error
+
+  def _open(self, ref: TensorRef) -> tuple[int, tuple[int, int]]:
+    with self._lock:
+      if ref.file not in self._files:
+        self._check_header(ref)
+        fd = os.open(self._folder / ref.file, os.O_RDONLY)
+        self._files[ref.file] = fd, _state(fd)
+      return self._files[ref.file]
+
+  def _check_header(self, ref: TensorRef) -> None:
+    """Raises unless the file is still the one whose header made the checkpoint."""
+    tensors = read_header(self._folder / ref.file).tensors
+    if any(
+      tensors.get(name) != known
+      for name, known in self._checkpoint.tensors.items()
+      if known.file == ref.file
+    ):
+      raise self._error(ref, 'was replaced after its header had been read')
+
+  def _error(self, ref: TensorRef, what: str) -> InputError:
+    return InputError(
+      f'checkpoint {self._checkpoint.id!r}, {self._folder / ref.file} {what} '
+      f'(tensor {ref.name})',
+      fix=_START_AGAIN,
+    )
+
+
+def _state(fd: int) -> tuple[int, int]:
+  """What changes when somebody writes to the file: size (bytes), time (ns)."""
+  stat = os.fstat(fd)
+  return stat.st_size, stat.st_mtime_ns

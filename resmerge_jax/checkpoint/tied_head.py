@@ -1,0 +1,53 @@
+"""Heads that are the embedding: stored or not, expert and base mean the same tensor."""
+
+from resmerge_jax.checkpoint.folder import Checkpoint
+from resmerge_jax.checkpoint.model_config import ties_embeddings
+
+
+def find_head(checkpoint: Checkpoint) -> str | None:
+  """The stored head of the model, None if it has none."""
+  return _single(checkpoint, 'lm_head.weight')
+
+
+def head_warnings(base: Checkpoint) -> list[str]:
+  """A warning if `base` stores a head although it ties it to the embedding."""
+  if ties_embeddings(base.config) and (head := find_head(base)):
+    return [
+      f'base {base.id!r}: config.json ties the head to the embedding, but {head} is '
+      'stored too: programs that tie ignore it'
+    ]
+  return []
+
+
+def match_head(
+  base: Checkpoint, expert: Checkpoint
+) -> tuple[dict[str, str], frozenset[str], list[str]]:
+  """Aliases of `expert`, its tensors to ignore, and warnings, about tied heads."""
+  base_head, head = find_head(base), find_head(expert)
+  base_ties, ties = ties_embeddings(base.config), ties_embeddings(expert.config)
+  # Neither config says: both follow the default of their (equal) model type.
+  same_default = (
+    ties is base_ties is None
+    and 'model_type' in base.config
+    and base.config['model_type'] == expert.config.get('model_type')
+  )
+  if head and not base_head and base_ties is not False and (ties or same_default):
+    warning = (
+      f'expert {expert.id!r}: ignoring its {head}: its config.json ties the head to '
+      'the embedding, as the base does'
+    )
+    return {}, frozenset({head}), [warning]
+  embedding = _single(expert, 'embed_tokens.weight')
+  if base_head and not head and ties and embedding:
+    warning = (
+      f'expert {expert.id!r}: {base_head} is not stored; its config.json ties the '
+      f'head to the embedding, so {embedding} is taken'
+    )
+    return {base_head: embedding}, frozenset(), [warning]
+  return {}, frozenset(), []
+
+
+def _single(checkpoint: Checkpoint, ending: str) -> str | None:
+  """The one tensor whose name ends in `ending`, None if there is none or several."""
+  found = [n for n in checkpoint.tensors if n == ending or n.endswith(f'.{ending}')]
+  return found[0] if len(found) == 1 else None

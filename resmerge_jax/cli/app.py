@@ -1,0 +1,56 @@
+"""What all commands share: help that teaches, and errors without a traceback."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+
+from resmerge_jax.errors import InputError
+
+_HELP_FLAGS = {'-h', '-?', '-help', '--help', '-helpshort', '--helpshort', '--helpfull'}
+_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+def run_app(
+  main: Callable[[list[str]], int | None], doc: str | None, error_status: int = 1
+) -> None:
+  """Parses the flags and calls `main(argv)`; `doc` heads the text of --help.
+
+  Exits with what `main` returns (None: 0). An InputError or a wrong flag is printed to
+  stderr and exits with `error_status`; any other exception is a defect and keeps its
+  traceback. The flags that --help lists are those of main's module.
+  """
+  sys.modules['__main__'].__doc__ = doc  # where absl takes the text from
+  for flag in flags.FLAGS.get_flags_for_module(main.__module__):
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+
+  def guarded(argv: list[str]) -> int:
+    try:
+      status = main(argv) or 0
+      sys.stdout.flush()
+      return status
+    except InputError as error:
+      print(f'error: {error}', file=sys.stderr)
+      return error_status
+    except KeyboardInterrupt:
+      print('interrupted', file=sys.stderr)
+      return _INTERRUPTED
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+      # Python flushes stdout once more as it exits; give it somewhere to go.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      return _BROKEN_PIPE
+
+  def parse(argv: list[str]) -> list[str]:
+    app.define_help_flags()
+    try:
+      return flags.FLAGS(argv)
+    except flags.Error as error:
+      print(f'error: {error}\nPass --help to see the flags.', file=sys.stderr)
+      sys.exit(error_status)
+    except SystemExit:
+      # absl leaves with 1 after showing help, which was asked for and worked.
+      sys.exit(0 if _HELP_FLAGS.intersection(argv) else error_status)
+
+  app.run(guarded, flags_parser=parse)

@@ -1,0 +1,141 @@
+"""The configuration of one run: frozen dataclasses, checked when they are made."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from resmerge_jax.errors import InputError
+from resmerge_jax.methods.resmerge import ResMerge
+from resmerge_jax.methods.table import METHODS, method_of
+from resmerge_jax.methods.task_arithmetic import TaskArithmetic
+from resmerge_jax.plan.rules import RELEASE_RULES, Rule
+from resmerge_jax.sizes import parse_size
+
+OUTPUT_DTYPES = ('base', 'bfloat16', 'float16', 'float32')
+VOCAB_POLICIES = ('error', 'base_rows', 'pad')
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeConfig:
+  """Everything a merge depends on. Sizes in bytes, or text such as '2GiB'.
+
+  `method` holds the parameters of the method itself. `outside` is the task
+  arithmetic of the tensors that `rules` keep out of the method. `weights`: one per
+  expert, for task arithmetic. `max_shard_size` None keeps the base's shard layout;
+  `memory_budget` None lets the plan choose.
+  """
+
+  base: str | Path
+  experts: tuple[str | Path, ...]
+  output: str | Path
+  expert_ids: tuple[str, ...] | None = None
+  method: Any = ResMerge()
+  outside: TaskArithmetic = TaskArithmetic()
+  rules: tuple[Rule, ...] = RELEASE_RULES
+  weights: tuple[float, ...] | None = None
+  output_dtype: Literal['base', 'bfloat16', 'float16', 'float32'] = 'bfloat16'
+  max_shard_size: int | str | None = None
+  memory_budget: int | str | None = None
+  vocab: Literal['error', 'base_rows', 'pad'] = 'error'
+  overwrite: bool = False
+  seed: int = 0
+
+  def __post_init__(self) -> None:
+    for name in ('experts', 'expert_ids', 'weights'):
+      value = getattr(self, name)
+      if value is not None:
+        object.__setattr__(self, name, tuple(value))
+    for name in ('max_shard_size', 'memory_budget'):
+      value = getattr(self, name)
+      if value is not None:
+        object.__setattr__(self, name, parse_size(value))
+    check_choices(self.output_dtype, self.vocab)
+    check_experts(len(self.experts), self.expert_ids, self.weights, self.method)
+
+
+def check_choices(output_dtype: str, vocab: str) -> None:
+  """Raises InputError for a value outside its list."""
+  for name, value, choices in (
+    ('output_dtype', output_dtype, OUTPUT_DTYPES),
+    ('vocab', vocab, VOCAB_POLICIES),
+  ):
+    if value not in choices:
+      raise InputError(f'{name}: got {value!r}, expected {" | ".join(choices)}')
+
+
+def check_experts(
+  n_experts: int,
+  expert_ids: tuple[str, ...] | None,
+  weights: tuple[float, ...] | None,
+  method: Any,
+) -> None:
+  """One id and one weight per expert, and weights only where they mean something."""
+  if not n_experts:
+    raise InputError('no experts given', fix='pass --experts=DIR,DIR,...')
+  for name, values in (('expert_ids', expert_ids), ('weights', weights)):
+    if values is not None and len(values) != n_experts:
+      raise InputError(
+        f'{name}: got {len(values)} for {n_experts} experts',
+        fix='give one per expert, in the order of the experts, or none',
+      )
+  if weights is None:
+    return
+  if not method_of(method).takes_weights:
+    raise InputError(
+      f'weights: {method_of(method).name} defines none',
+      why='its paper treats the experts alike; weighting only the tensors outside it '
+      'would merge two halves of the model by different rules',
+      fix='leave weights out, or use a method that takes them (task_arithmetic)',
+    )
+  if getattr(method, 'reduce', 'sum') == 'mean' and abs(sum(weights)) < 1e-6:
+    raise InputError(
+      f'weights: {list(weights)} sum to zero, so their mean does not exist',
+      fix="change the weights or set method.reduce='sum'",
+    )
+
+
+def make_method(name: str, params: Mapping[str, Any] | Any | None = None) -> Any:
+  """The parameter dataclass of method `name`, from a mapping of its fields.
+
+  Raises:
+    InputError: unknown method or field (with the nearest names), value out of range.
+  """
+  if name not in METHODS:
+    raise InputError(
+      f'unknown method {name!r}',
+      fix=f'use one of {", ".join(METHODS)}{did_you_mean(name, METHODS)}',
+    )
+  wanted = METHODS[name].params
+  if isinstance(params, wanted):
+    return params
+  return from_mapping(wanted, params or {}, f'method {name}')
+
+
+def from_mapping(kind: type, values: Mapping[str, Any], where: str) -> Any:
+  """`kind(**values)`; unknown fields are refused with the nearest known one."""
+  fields = {field.name: field for field in dataclasses.fields(kind)}
+  unknown = [
+    f'{name!r}{did_you_mean(name, fields)}' for name in values if name not in fields
+  ]
+  if unknown:
+    raise InputError(
+      f'{where}: unknown field', unknown, fix=f'known fields: {", ".join(fields)}'
+    )
+  wrong = [
+    f'{name}: got {value!r} ({type(value).__name__}), expected a number'
+    for name, value in values.items()
+    if isinstance(fields[name].default, float | int)
+    and not isinstance(fields[name].default, bool)
+    and (isinstance(value, bool) or not isinstance(value, float | int))
+  ]
+  if wrong:
+    raise InputError(f'{where}: wrong type', wrong)
+  return kind(**values)
+
+
+def did_you_mean(name: str, known: Any) -> str:
+  """' (did you mean ...?)' where one of `known` is close to `name`."""
+  near = difflib.get_close_matches(name, list(known), n=1)
+  return f' (did you mean {near[0]!r}?)' if near else ''

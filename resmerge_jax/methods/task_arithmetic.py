@@ -1,0 +1,57 @@
+"""Task arithmetic: W_0 + lambda sum_i D_i (Ilharco et al., arXiv 2212.04089, Sec. 2).
+
+Also the rule for every tensor outside another method's scope: norms, vectors,
+embeddings, the LM head (ResMerge paper, Sec. 4).
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from resmerge_jax.errors import InputError
+from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.methods.base import LowRank, Method, Stats
+from resmerge_jax.types import Family
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskArithmetic:
+  """`mean`: scale * sum w_i D_i / sum w_i. `sum`: scale * sum w_i D_i."""
+
+  reduce: Literal['mean', 'sum'] = 'mean'
+  scale: float = 1.0
+
+  def __post_init__(self) -> None:
+    if self.reduce not in ('mean', 'sum'):
+      raise InputError(
+        f"task_arithmetic.reduce: got {self.reduce!r}, expected 'mean' or 'sum'"
+      )
+
+
+def merge(
+  base_RxC: jax.Array,  # noqa: ARG001
+  delta_NxRxC: jax.Array,
+  head: Head | None,  # noqa: ARG001
+  *,
+  weights_N: jax.Array,
+  family: Family | None,  # noqa: ARG001
+  params: TaskArithmetic,
+) -> tuple[LowRank, Stats]:
+  """a_i = scale * w_i, divided by the sum of the weights for `mean`."""
+  a_N = params.scale * weights_N
+  if params.reduce == 'mean':
+    a_N = a_N / weights_N.sum()
+  _, n_rows, n_cols = delta_NxRxC.shape
+  nothing = jnp.zeros
+  return LowRank(a_N, nothing(0), nothing((0, n_rows)), nothing((0, n_cols))), {}
+
+
+METHOD = Method(
+  name='task_arithmetic',
+  source='Ilharco et al. 2023, arXiv 2212.04089',
+  params=TaskArithmetic,
+  merge=merge,
+  takes_weights=True,
+)

@@ -1,0 +1,120 @@
+"""Where every tensor of the output lies, fixed before the first weight is read."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from resmerge_jax.checkpoint.format import encode_header
+from resmerge_jax.types import TensorRef
+
+SINGLE_NAME = 'model.safetensors'
+INDEX_NAME = f'{SINGLE_NAME}.index.json'
+_METADATA = {'format': 'pt'}  # transformers refuses files that do not name a framework
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardFile:
+  """One file: header bytes, then its tensors without gaps; `nbytes` counts both."""
+
+  name: str
+  header: bytes
+  tensors: tuple[TensorRef, ...]  # in offset order, `start` counted from the file's
+
+  @property
+  def nbytes(self) -> int:
+    return len(self.header) + sum(ref.nbytes for ref in self.tensors)
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputLayout:
+  """All weight files of the output, and the text of its index if it has one."""
+
+  shards: tuple[ShardFile, ...]
+  index: bytes | None
+
+  @functools.cached_property
+  def where(self) -> Mapping[str, TensorRef]:
+    """Output file and absolute start of each tensor."""
+    return {ref.name: ref for shard in self.shards for ref in shard.tensors}
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes of all weight files and the index."""
+    return sum(shard.nbytes for shard in self.shards) + len(self.index or b'')
+
+
+def lay_out(
+  tensors: Sequence[TensorRef],
+  max_shard_size: int | None = None,
+  single_name: str = SINGLE_NAME,
+) -> OutputLayout:
+  """Lays `tensors` out in the given order, which is also their order inside a file.
+
+  Args:
+    tensors: output dtype and shape; `file` is the name of the base's shard file.
+    max_shard_size: tensor bytes per file (headers not counted, as in transformers). A
+      tensor is never split: a larger one gets its own file. None keeps the base's files.
+    single_name: the weight file that loaders find without an index. Every other set of
+      files gets one.
+  """
+  assert tensors, 'a checkpoint without tensors is refused when it is opened'
+  if max_shard_size is None:
+    groups = _group_by_file(tensors)
+  else:
+    groups = _fill(tensors, max_shard_size, single_name)
+  shards = tuple(_shard(name, refs) for name, refs in groups.items())
+  indexed = [shard.name for shard in shards] != [single_name]
+  return OutputLayout(shards, _index(shards) if indexed else None)
+
+
+def _group_by_file(tensors: Sequence[TensorRef]) -> dict[str, list[TensorRef]]:
+  groups: dict[str, list[TensorRef]] = {}
+  for ref in tensors:
+    groups.setdefault(ref.file, []).append(ref)
+  return groups
+
+
+def _fill(
+  tensors: Sequence[TensorRef], max_shard_size: int, single_name: str
+) -> dict[str, list[TensorRef]]:
+  """Greedy: a file is closed when the next tensor would not fit."""
+  groups: list[list[TensorRef]] = [[]]
+  n_bytes = 0
+  for ref in tensors:
+    if groups[-1] and n_bytes + ref.nbytes > max_shard_size:
+      groups.append([])
+      n_bytes = 0
+    groups[-1].append(ref)
+    n_bytes += ref.nbytes
+  if len(groups) == 1:
+    return {single_name: groups[0]}
+  stem, suffix = (
+    pathlib.PurePath(single_name).stem,
+    pathlib.PurePath(single_name).suffix,
+  )
+  return {
+    f'{stem}-{i:05d}-of-{len(groups):05d}{suffix}': refs
+    for i, refs in enumerate(groups, 1)
+  }
+
+
+def _shard(name: str, refs: Sequence[TensorRef]) -> ShardFile:
+  header, placed = encode_header(
+    (dataclasses.replace(ref, file=name) for ref in refs), _METADATA
+  )
+  return ShardFile(name, header, placed)
+
+
+def _index(shards: Sequence[ShardFile]) -> bytes:
+  """The index as transformers writes it: sorted keys, indent 2, final newline."""
+  refs = [ref for shard in shards for ref in shard.tensors]
+  content = {
+    'metadata': {
+      'total_parameters': sum(ref.size for ref in refs),
+      'total_size': sum(ref.nbytes for ref in refs),
+    },
+    'weight_map': {ref.name: ref.file for ref in refs},
+  }
+  return (json.dumps(content, indent=2, sort_keys=True) + '\n').encode()

@@ -1,0 +1,128 @@
+"""The plan of a merge: everything that headers tell, before a weight is read."""
+
+import collections
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from resmerge_jax.checkpoint.group import ExpertGroup
+from resmerge_jax.plan.layout import OutputLayout, lay_out
+from resmerge_jax.plan.rules import Rule, assign, traps
+from resmerge_jax.plan.stacks import (
+  DEFAULT_BUDGET,
+  Stack,
+  Step,
+  build_stacks,
+  build_steps,
+  peak_memory,
+)
+
+OUTPUT_CODES = {'bfloat16': 'BF16', 'float16': 'F16', 'float32': 'F32'}
+
+
+@dataclasses.dataclass(frozen=True)
+class MergePlan:
+  """What will be read, computed and written; sizes in bytes."""
+
+  rules: Mapping[str, Rule]
+  stacks: tuple[Stack, ...]
+  steps: tuple[Step, ...]
+  layout: OutputLayout
+  warnings: tuple[str, ...]
+  budget: int
+
+  @property
+  def bytes_read(self) -> int:
+    return sum(step.nbytes for step in self.steps)
+
+  @property
+  def bytes_written(self) -> int:
+    return self.layout.nbytes
+
+  @property
+  def peak_memory(self) -> int:
+    return peak_memory(self.stacks)
+
+  @property
+  def rule_counts(self) -> dict[Rule, int]:
+    """How many tensors fall under each rule, in the order of first use."""
+    return dict(collections.Counter(self.rules.values()))
+
+  def to_json(self) -> dict[str, Any]:
+    """The plan as plain data (`tools.plan --json`)."""
+    return {
+      'fingerprint': self.fingerprint(),
+      'bytes_read': self.bytes_read,
+      'bytes_written': self.bytes_written,
+      'peak_memory_bytes': self.peak_memory,
+      'memory_budget_bytes': self.budget,
+      'n_steps': len(self.steps),
+      'warnings': list(self.warnings),
+      'rules': [
+        {**dataclasses.asdict(rule), 'tensors': count}
+        for rule, count in self.rule_counts.items()
+      ],
+      'stacks': [dataclasses.asdict(stack) for stack in self.stacks],
+      'files': [
+        {'name': shard.name, 'bytes': shard.nbytes, 'tensors': len(shard.tensors)}
+        for shard in self.layout.shards
+      ],
+      'tensors': {
+        name: {
+          'rule': rule.action,
+          'file': self.layout.where[name].file,
+          'dtype': self.layout.where[name].dtype,
+          'shape': list(self.layout.where[name].shape),
+        }
+        for name, rule in self.rules.items()
+      },
+    }
+
+  def fingerprint(self) -> str:
+    """SHA-256 over every decision of the plan and the place of every output byte."""
+    text = json.dumps(
+      [[dataclasses.asdict(step) for step in self.steps]]
+      + [[dataclasses.asdict(ref) for ref in self.layout.where.values()]],
+      sort_keys=True,
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def make_plan(
+  group: ExpertGroup,
+  rules: tuple[Rule, ...],
+  *,
+  whole_matrix: bool,
+  output_dtype: str,
+  max_shard_size: int | None = None,
+  budget: int | None = None,
+) -> MergePlan:
+  """The plan of merging `group`. Reads nothing.
+
+  Args:
+    whole_matrix: whether the method needs all rows of a matrix at once.
+    output_dtype: 'base' or a name of OUTPUT_CODES; integers keep their dtype.
+    budget: bytes; None takes 2 GiB, or what the largest matrix needs.
+
+  Raises:
+    InputError: a tensor that no rule covers; a budget that is too small.
+  """
+  out = {}
+  for name, ref in group.base.tensors.items():
+    code = OUTPUT_CODES.get(output_dtype, ref.dtype) if ref.is_float else ref.dtype
+    out[name] = dataclasses.replace(ref, dtype=code, shape=group.out_shape(name))
+  assigned = assign(tuple(group.base.tensors.values()), rules)
+  stacks = build_stacks(
+    group, assigned, out, whole_matrix=whole_matrix, budget=budget
+  )
+  return MergePlan(
+    rules=assigned,
+    stacks=stacks,
+    steps=build_steps(stacks, group),
+    layout=lay_out(tuple(out.values()), max_shard_size),
+    warnings=(*group.warnings, *traps(tuple(group.base.tensors.values()), assigned)),
+    budget=budget if budget is not None else max(DEFAULT_BUDGET, peak_memory(stacks)),
+  )
+

@@ -1,0 +1,181 @@
+"""Same-shaped tensors grouped into layer stacks, and stacks cut into steps.
+
+A step is what is read, computed and written at once: some layers of a stack with
+all their rows, or, where rows are independent, a block of rows.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from resmerge_jax.checkpoint.group import ExpertGroup
+from resmerge_jax.errors import InputError
+from resmerge_jax.plan.rules import Action, Rule, family_of
+from resmerge_jax.sizes import format_size
+from resmerge_jax.types import DTYPES, Family, TensorRef
+
+STEP_BYTES = 96 * 2**20  # input of one step: enough to hide call overhead, small in RAM
+PROCESS_BYTES = 480 * 2**20  # the interpreter with JAX and its compiled programs
+DEFAULT_BUDGET = 2 * 2**30
+STAGED = 2  # input sets alive: one being read, one being computed
+FLOAT32 = 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stack:
+  """Tensors with one shape (matrix view), one action and equal stored dtypes.
+
+  `dtypes` are those of the base and of each expert. `family` is None where the
+  action does not depend on it. `layers` x `rows` is the shape of one step.
+  """
+
+  action: Action
+  family: Family | None
+  n_rows: int
+  n_cols: int
+  dtypes: tuple[str, ...]
+  out_dtype: str
+  names: tuple[str, ...]
+  layers: int = 1
+  rows: int = 1
+
+  @property
+  def sources(self) -> range:
+    """Which sources are read: 0 is the base; a copy needs no expert."""
+    return range(1 if self.action == 'base' else len(self.dtypes))
+
+  @property
+  def row_bytes(self) -> int:
+    """Bytes of one row over all sources read."""
+    return sum(self.n_cols * DTYPES[self.dtypes[i]].itemsize for i in self.sources)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+  """Rows [row_start, row_stop) of the tensors `names` of one stack.
+
+  `present[i]` tells whether source i has these rows (vocabularies may differ).
+  """
+
+  stack: Stack
+  names: tuple[str, ...]
+  row_start: int
+  row_stop: int
+  present: tuple[bool, ...]
+
+  @property
+  def nbytes(self) -> int:
+    """Bytes to read."""
+    return sum(
+      len(self.names)
+      * (self.row_stop - self.row_start)
+      * self.stack.n_cols
+      * DTYPES[self.stack.dtypes[i]].itemsize
+      for i in self.stack.sources
+      if self.present[i]
+    )
+
+
+def build_stacks(
+  group: ExpertGroup,
+  rules: Mapping[str, Rule],
+  out: Mapping[str, TensorRef],
+  *,
+  whole_matrix: bool,
+  budget: int | None,
+) -> tuple[Stack, ...]:
+  """The stacks of a merge, in the order of the base's files.
+
+  Args:
+    out: the output tensors, by name.
+    whole_matrix: whether the method needs all rows of a matrix at once.
+    budget: bytes of anonymous memory the process may use; None: DEFAULT_BUDGET, or
+      what the largest matrix needs.
+
+  Raises:
+    InputError: the budget is below what the largest matrix needs, with that number.
+  """
+  members: dict[Stack, list[str]] = {}
+  for name in group.names:
+    action = rules[name].action
+    refs = [group.ref(i, name) for i in range(len(group.sources))]
+    key = Stack(
+      action=action,
+      family=family_of(name) if action == 'method' else None,
+      n_rows=out[name].rows,
+      n_cols=out[name].cols,
+      dtypes=tuple(ref.dtype for ref in refs),
+      out_dtype=out[name].dtype,
+      names=(),
+    )
+    members.setdefault(key, []).append(name)
+  whole = {key: whole_matrix and key.action == 'method' for key in members}
+  floor = max(_peak(key, 1, key.n_rows if whole[key] else 1) for key in members)
+  if budget is None:
+    budget = max(DEFAULT_BUDGET, floor)
+  if floor > budget:
+    raise InputError(
+      f'memory_budget: got {format_size(budget)}, the largest matrix needs '
+      f'{format_size(floor)} ({floor} bytes)',
+      why='a spectral method holds all task vectors of one matrix at once',
+      fix=f'pass --memory_budget={floor} or more',
+    )
+  return tuple(
+    _sized(dataclasses.replace(key, names=tuple(names)), whole[key], budget)
+    for key, names in members.items()
+  )
+
+
+def _peak(stack: Stack, layers: int, rows: int) -> int:
+  """Bytes of a process whose steps have this size: staging, task vectors, output."""
+  n_experts = len(stack.dtypes) - 1
+  elements = layers * rows * stack.n_cols
+  staged = STAGED * layers * rows * stack.row_bytes
+  work = elements * FLOAT32 * (n_experts + 1) if stack.action == 'method' else 0
+  written = 2 * elements * DTYPES[stack.out_dtype].itemsize
+  return PROCESS_BYTES + staged + work + written
+
+
+def peak_memory(stacks: Sequence[Stack]) -> int:
+  """Predicted peak of anonymous resident memory, bytes."""
+  return max((_peak(s, s.layers, s.rows) for s in stacks), default=PROCESS_BYTES)
+
+
+def _sized(stack: Stack, whole_matrix: bool, budget: int) -> Stack:
+  """The stack with its step size: as many layers as fit, or a block of rows."""
+  n_layers, n_rows = len(stack.names), max(stack.n_rows, 1)
+  per_row = max(_peak(stack, 1, 1) - PROCESS_BYTES, 1)
+  target = min(STEP_BYTES // max(stack.row_bytes, 1), (budget - PROCESS_BYTES) // per_row)
+  if whole_matrix or target >= n_rows:
+    return dataclasses.replace(
+      stack, layers=_even_share(n_layers, max(target // n_rows, 1)), rows=n_rows
+    )
+  return dataclasses.replace(stack, layers=1, rows=_even_share(n_rows, max(target, 1)))
+
+
+def _even_share(n: int, most: int) -> int:
+  """At most `most` of `n` at once, with the last share as full as can be."""
+  return math.ceil(n / math.ceil(n / most))
+
+
+def build_steps(stacks: Sequence[Stack], group: ExpertGroup) -> tuple[Step, ...]:
+  """All steps, stack by stack. Tensors without elements need none."""
+  return tuple(
+    step for stack in stacks if stack.n_rows * stack.n_cols for step in _steps(stack, group)
+  )
+
+
+def _steps(stack: Stack, group: ExpertGroup) -> Iterator[Step]:
+  everywhere = (True,) * len(stack.dtypes)
+  if stack.rows == stack.n_rows and not any(name in group.uneven for name in stack.names):
+    for start in range(0, len(stack.names), stack.layers):
+      names = stack.names[start : start + stack.layers]
+      yield Step(stack, names, 0, stack.n_rows, everywhere)
+    return
+  for name in stack.names:
+    has = [group.ref(i, name).rows for i in range(len(stack.dtypes))]
+    cuts = {0, stack.n_rows} | {n for n in has if n < stack.n_rows}
+    cuts |= set(range(0, stack.n_rows, stack.rows))
+    edges = sorted(cuts)
+    for start, stop in zip(edges, edges[1:], strict=False):
+      yield Step(stack, (name,), start, stop, tuple(n > start for n in has))

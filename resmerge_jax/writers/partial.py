@@ -1,0 +1,160 @@
+"""The folder beside the output in which it is prepared, and what dead runs left there.
+
+For an output `out`: `.out.resmerge-partial/` holds `lock` (locked while its run lives)
+and `new/` (the output to be); `.out.resmerge-old/` exists only between the two renames
+that replace an output by its successor.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+from resmerge_jax.errors import InputError
+from resmerge_jax.sizes import format_size
+
+_LOCK = 'lock'
+
+
+def partial_path(output: pathlib.Path) -> pathlib.Path:
+  return output.with_name(f'.{output.name}.resmerge-partial')
+
+
+def old_path(output: pathlib.Path) -> pathlib.Path:
+  return output.with_name(f'.{output.name}.resmerge-old')
+
+
+def is_occupied(path: pathlib.Path) -> bool:
+  """Whether `path` is there and is anything but an empty folder."""
+  if not path.is_dir():
+    return os.path.lexists(path)
+  with os.scandir(path) as entries:
+    return any(True for _ in entries)
+
+
+def folder_bytes(path: pathlib.Path) -> int:
+  """Bytes on disk of the files below `path`."""
+  files = (file for file in path.rglob('*') if file.is_file() and not file.is_symlink())
+  return sum(file.stat().st_blocks * 512 for file in files)
+
+
+@contextlib.contextmanager
+def explained(what: str, path: pathlib.Path, needed_bytes: int = 0) -> Iterator[None]:
+  """Turns an OSError met at `path` into an InputError; `what` says what failed."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+      raise no_space(path, needed_bytes, str(error.strerror)) from error
+    raise InputError(f'{what}: {error.strerror} ({error.filename or path})') from error
+
+
+def no_space(
+  path: pathlib.Path, needed_bytes: int, reason: str = 'not enough space'
+) -> InputError:
+  while not path.exists():
+    path = path.parent
+  free = format_size(shutil.disk_usage(path).free)
+  return InputError(
+    f'{reason} on the disk of {path}: the output takes {format_size(needed_bytes)}, '
+    f'{free} free',
+    fix='free some space, or choose an output on another disk',
+  )
+
+
+def is_live(output: pathlib.Path) -> bool:
+  """Whether a run is preparing `output` now: it holds the lock until it ends."""
+  try:
+    fd = os.open(partial_path(output) / _LOCK, os.O_RDONLY)
+  except FileNotFoundError:
+    return False
+  with _closing_fd(fd):
+    return not _try_lock(fd, output)
+
+
+def in_use(output: pathlib.Path) -> InputError:
+  return InputError(
+    f'another merge is writing {output}: it holds the lock in {partial_path(output)}',
+    fix='wait until it ends, or choose another output',
+  )
+
+
+def claim(output: pathlib.Path) -> int:
+  """Creates the partial folder of `output`, locked and cleared of leftovers.
+
+  Returns:
+    The descriptor that holds the lock; give it to `release`.
+  """
+  partial = partial_path(output)
+  while True:
+    partial.mkdir(parents=True, exist_ok=True)
+    try:
+      fd = os.open(partial / _LOCK, os.O_RDONLY | os.O_CREAT, 0o666)
+    except FileNotFoundError:
+      continue  # its run ended between the two lines
+    if not _try_lock(fd, output):
+      os.close(fd)
+      raise in_use(output)
+    if _is_same_file(fd, partial / _LOCK):
+      break
+    os.close(fd)  # locked a file that its run had just deleted
+  try:
+    _clear_leftovers(output)
+  except BaseException:
+    os.close(fd)
+    raise
+  return fd
+
+
+def release(output: pathlib.Path, fd: int) -> None:
+  """Deletes the partial folder and gives up the lock."""
+  # Whatever cannot be deleted is found and reported by the next run.
+  shutil.rmtree(partial_path(output), ignore_errors=True)
+  os.close(fd)
+
+
+def _clear_leftovers(output: pathlib.Path) -> None:
+  """Puts back an output that its run died replacing; deletes what dead runs left."""
+  old = old_path(output)
+  if old.exists():
+    if is_occupied(output):
+      shutil.rmtree(old)
+    else:
+      os.rename(old, output)
+  for entry in partial_path(output).iterdir():
+    if entry.is_dir():
+      shutil.rmtree(entry)
+    elif entry.name != _LOCK:
+      entry.unlink()
+
+
+def _try_lock(fd: int, output: pathlib.Path) -> bool:
+  try:
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    return False
+  except OSError as error:
+    raise InputError(
+      f'cannot lock files beside {output}: {error.strerror}',
+      why='two merges into one output could not be told from leftovers of a dead one',
+      fix='choose an output on a file system with file locks',
+    ) from error
+  return True
+
+
+def _is_same_file(fd: int, path: pathlib.Path) -> bool:
+  try:
+    return os.path.samestat(os.fstat(fd), os.stat(path))
+  except FileNotFoundError:
+    return False
+
+
+@contextlib.contextmanager
+def _closing_fd(fd: int) -> Iterator[None]:
+  try:
+    yield
+  finally:
+    os.close(fd)
