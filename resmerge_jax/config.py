@@ -22,7 +22,8 @@ class MergeConfig:
   """Everything a merge depends on. Sizes in bytes, or text such as '2GiB'.
 
   `method` holds the parameters of the method itself. `outside` is the task
-  arithmetic of the tensors that `rules` keep out of the method. `weights`: one per
+  arithmetic of the tensors that `rules` keep out of the method (None: their mean, or
+  the method itself where that is task arithmetic). `weights`: one per
   expert, for task arithmetic. `max_shard_size` None keeps the base's shard layout;
   `memory_budget` None lets the plan choose.
   """
@@ -31,8 +32,8 @@ class MergeConfig:
   experts: tuple[str | Path, ...]
   output: str | Path
   expert_ids: tuple[str, ...] | None = None
-  method: Any = ResMerge()
-  outside: TaskArithmetic = TaskArithmetic()
+  method: Any = dataclasses.field(default_factory=ResMerge)
+  outside: TaskArithmetic | None = None
   rules: tuple[Rule, ...] = RELEASE_RULES
   weights: tuple[float, ...] | None = None
   output_dtype: Literal['base', 'bfloat16', 'float16', 'float32'] = 'bfloat16'
@@ -53,6 +54,13 @@ class MergeConfig:
         object.__setattr__(self, name, parse_size(value))
     check_choices(self.output_dtype, self.vocab)
     check_experts(len(self.experts), self.expert_ids, self.weights, self.method)
+
+
+def outside_of(method: Any, outside: TaskArithmetic | None) -> TaskArithmetic:
+  """The rule for tensors that the method does not get."""
+  if outside is not None:
+    return outside
+  return method if isinstance(method, TaskArithmetic) else TaskArithmetic()
 
 
 def check_choices(output_dtype: str, vocab: str) -> None:

@@ -5,7 +5,6 @@ A row is a row of the tensor's matrix view (`TensorRef.rows`, `TensorRef.cols`).
 
 import os
 import threading
-from types import TracebackType
 from typing import Protocol, Self
 
 import numpy as np
@@ -54,12 +53,7 @@ class CheckpointReader:
   def __enter__(self) -> Self:
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    exception: BaseException | None,
-    traceback: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *exception: object) -> None:
     with self._lock:
       while self._files:
         _, (fd, _) = self._files.popitem()
@@ -78,7 +72,7 @@ class CheckpointReader:
     assert out.shape == (end - begin,), (out.shape, begin, end)
     try:
       fd, state = self._open(ref)
-      view, offset = memoryview(out), ref.start + begin
+      view, offset = out.data, ref.start + begin
       while view:
         n_read = os.preadv(fd, [view], offset)
         if n_read == 0:

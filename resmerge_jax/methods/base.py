@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from resmerge_jax.linalg.gram import Deltas
 from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.types import Family
 
@@ -38,7 +39,7 @@ class MergeFn(Protocol):
   def __call__(
     self,
     base_RxC: jax.Array,
-    delta_NxRxC: jax.Array,
+    delta_NxRxC: Deltas,
     head: Head | None,
     *,
     weights_N: jax.Array,
@@ -54,7 +55,8 @@ class Method:
 
   `head_rank(params)` is the number of leading triplets per expert that `merge`
   wants (0: none; the pipeline then computes no head). `branches` names the integer
-  codes of the record's `branch`.
+  codes of the record's `branch`. `whole_matrix` is False where each row of the
+  result depends on that row alone, so that matrices may go through in row blocks.
   """
 
   name: str
@@ -64,13 +66,16 @@ class Method:
   head_rank: Callable[[Any], int] = lambda params: 0  # noqa: ARG005
   branches: tuple[str, ...] = ()
   takes_weights: bool = False
+  whole_matrix: bool = True
 
 
-def apply_update(update: Update, delta_NxRxC: jax.Array) -> jax.Array:
+def apply_update(update: Update, delta_NxRxC: Deltas) -> jax.Array:
   """The update as a float32 matrix RxC."""
   if isinstance(update, Dense):
     return update.update_RxC
-  out_RxC = sum(a * d for a, d in zip(update.a_N, delta_NxRxC, strict=True))
+  out_RxC = jnp.zeros_like(delta_NxRxC[0])
+  for a, delta_RxC in zip(update.a_N, delta_NxRxC, strict=True):
+    out_RxC += a * delta_RxC
   n_terms = update.w_T.shape[0]
   if n_terms > FUSED_TERMS:
     return out_RxC + jnp.einsum(

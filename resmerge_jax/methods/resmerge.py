@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from resmerge_jax.errors import InputError
-from resmerge_jax.linalg.gram import gram, head_gram, norms_of_sums, residual
+from resmerge_jax.linalg.gram import Deltas, gram, head_gram, norms_of_sums, residual
 from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.methods.base import LowRank, Method, Stats
 from resmerge_jax.types import Family
@@ -42,7 +42,7 @@ class ResMerge:
   `head_gate`: 'agreement' is S_H of Eq. 14; 'none' puts 1 in its place (same budget).
   `backbone`: 'consensus' is A of Eq. 12; 'mean' the mean residual; 'none' leaves the
   residuals out and adds the mean head whole (the paper's ablations, Table 2).
-  `family_scale`: None takes the variant's own.
+  `family_scale`: None takes the variant's own; kept as sorted items, to be hashable.
   """
 
   variant: Literal['paper', 'release', 'release_initial'] = 'paper'
@@ -50,7 +50,7 @@ class ResMerge:
   beta_min: float = 0.7
   beta_max: float = 1.0
   rho: float = 0.2
-  family_scale: Mapping[str, float] | None = None
+  family_scale: Mapping[str, float] | tuple[tuple[str, float], ...] | None = None
   head_gate: Literal['agreement', 'none'] = 'agreement'
   backbone: Literal['consensus', 'mean', 'none'] = 'consensus'
   eps: float = 1e-8
@@ -61,10 +61,12 @@ class ResMerge:
     checks['0 <= beta_min <= beta_max'] = 0 <= self.beta_min <= self.beta_max
     checks['rho >= 0'] = self.rho >= 0
     checks['eps >= 0'] = self.eps >= 0
-    scale = self.family_scale
-    checks['family_scale (attention, ffn, other)'] = scale is None or (
-      set(scale) == {'attention', 'ffn', 'other'}
-    )
+    if self.family_scale is not None:
+      scale = dict(self.family_scale)
+      checks['family_scale (attention, ffn, other)'] = set(scale) == set(
+        FAMILY_SCALE['paper']
+      )
+      object.__setattr__(self, 'family_scale', tuple(sorted(scale.items())))
     wrong = [
       f'{check}: got {getattr(self, field)!r}'
       + (f', expected {" | ".join(CHOICES[field])}' if field in CHOICES else '')
@@ -77,13 +79,13 @@ class ResMerge:
 
   def scale_of(self, family: Family | None) -> float:
     """f of Eq. 9 as A.2 sets it. Matrices of any further family count as 'other'."""
-    scale = self.family_scale or FAMILY_SCALE[self.variant]
+    scale = dict(self.family_scale or FAMILY_SCALE[self.variant])
     return scale.get(family or 'other', scale['other'])
 
 
 def merge(
   base_RxC: jax.Array,  # noqa: ARG001
-  delta_NxRxC: jax.Array,
+  delta_NxRxC: Deltas,
   head: Head | None,
   *,
   weights_N: jax.Array,  # noqa: ARG001
@@ -92,7 +94,7 @@ def merge(
 ) -> tuple[LowRank, Stats]:
   """ResMerge of one matrix: sum_i a_i R_i + b sum_i H_i, as Eq. 16 less W_0."""
   assert head is not None
-  n = delta_NxRxC.shape[0]
+  n = len(delta_NxRxC)
   r_NxRxC = residual(delta_NxRxC, head)  # Eq. 6
   gram_R_NxN, gram_H_NxN = gram(r_NxRxC), head_gram(head)
   norm_R_N, norm_H_N = _norms(gram_R_NxN), _norms(gram_H_NxN)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from resmerge_jax.errors import InputError
+from resmerge_jax.linalg.gram import Deltas
 from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.methods.base import LowRank, Method, Stats
 from resmerge_jax.types import Family
@@ -32,7 +33,7 @@ class TaskArithmetic:
 
 def merge(
   base_RxC: jax.Array,  # noqa: ARG001
-  delta_NxRxC: jax.Array,
+  delta_NxRxC: Deltas,
   head: Head | None,  # noqa: ARG001
   *,
   weights_N: jax.Array,
@@ -43,9 +44,8 @@ def merge(
   a_N = params.scale * weights_N
   if params.reduce == 'mean':
     a_N = a_N / weights_N.sum()
-  _, n_rows, n_cols = delta_NxRxC.shape
-  nothing = jnp.zeros
-  return LowRank(a_N, nothing(0), nothing((0, n_rows)), nothing((0, n_cols))), {}
+  n_rows, n_cols = delta_NxRxC[0].shape
+  return LowRank(a_N, jnp.zeros(0), jnp.zeros((0, n_rows)), jnp.zeros((0, n_cols))), {}
 
 
 METHOD = Method(
@@ -54,4 +54,5 @@ METHOD = Method(
   params=TaskArithmetic,
   merge=merge,
   takes_weights=True,
+  whole_matrix=False,
 )

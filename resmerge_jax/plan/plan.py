@@ -114,9 +114,7 @@ def make_plan(
     code = OUTPUT_CODES.get(output_dtype, ref.dtype) if ref.is_float else ref.dtype
     out[name] = dataclasses.replace(ref, dtype=code, shape=group.out_shape(name))
   assigned = assign(tuple(group.base.tensors.values()), rules)
-  stacks = build_stacks(
-    group, assigned, out, whole_matrix=whole_matrix, budget=budget
-  )
+  stacks = build_stacks(group, assigned, out, whole_matrix=whole_matrix, budget=budget)
   return MergePlan(
     rules=assigned,
     stacks=stacks,
@@ -125,4 +123,3 @@ def make_plan(
     warnings=(*group.warnings, *traps(tuple(group.base.tensors.values()), assigned)),
     budget=budget if budget is not None else max(DEFAULT_BUDGET, peak_memory(stacks)),
   )
-

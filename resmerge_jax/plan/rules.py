@@ -78,21 +78,26 @@ RELEASE_RULES: tuple[Rule, ...] = (
 )
 
 
-def rules_from(entries: Sequence[Mapping[str, Any]]) -> tuple[Rule, ...]:
-  """A rule table from a config: mappings with the fields of `Rule`."""
+def rules_from(entries: Sequence[Rule | Mapping[str, Any]]) -> tuple[Rule, ...]:
+  """A rule table: rules, or mappings with their fields as a config file has them."""
   fields = {field.name for field in dataclasses.fields(Rule)}
   wrong = [
     f'rule {i}: got {sorted(entry)}'
     for i, entry in enumerate(entries)
-    if not {'match', 'action'} <= set(entry) <= fields
+    if not isinstance(entry, Rule) and not {'match', 'action'} <= set(entry) <= fields
   ]
   if wrong:
     raise InputError(
       'rules: wrong fields',
       wrong,
-      fix=f'each rule has match, action and any of {sorted(fields)}',
+      fix=f'each rule has match, action and any of {", ".join(sorted(fields))}',
     )
-  return tuple(Rule(**{'why': 'given in the config', **entry}) for entry in entries)
+  return tuple(
+    entry
+    if isinstance(entry, Rule)
+    else Rule(**{'why': 'given in the config', **entry})
+    for entry in entries
+  )
 
 
 def family_of(name: str) -> Family:

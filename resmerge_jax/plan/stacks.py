@@ -145,7 +145,9 @@ def _sized(stack: Stack, whole_matrix: bool, budget: int) -> Stack:
   """The stack with its step size: as many layers as fit, or a block of rows."""
   n_layers, n_rows = len(stack.names), max(stack.n_rows, 1)
   per_row = max(_peak(stack, 1, 1) - PROCESS_BYTES, 1)
-  target = min(STEP_BYTES // max(stack.row_bytes, 1), (budget - PROCESS_BYTES) // per_row)
+  target = min(
+    STEP_BYTES // max(stack.row_bytes, 1), (budget - PROCESS_BYTES) // per_row
+  )
   if whole_matrix or target >= n_rows:
     return dataclasses.replace(
       stack, layers=_even_share(n_layers, max(target // n_rows, 1)), rows=n_rows
@@ -161,13 +163,18 @@ def _even_share(n: int, most: int) -> int:
 def build_steps(stacks: Sequence[Stack], group: ExpertGroup) -> tuple[Step, ...]:
   """All steps, stack by stack. Tensors without elements need none."""
   return tuple(
-    step for stack in stacks if stack.n_rows * stack.n_cols for step in _steps(stack, group)
+    step
+    for stack in stacks
+    if stack.n_rows * stack.n_cols
+    for step in _steps(stack, group)
   )
 
 
 def _steps(stack: Stack, group: ExpertGroup) -> Iterator[Step]:
   everywhere = (True,) * len(stack.dtypes)
-  if stack.rows == stack.n_rows and not any(name in group.uneven for name in stack.names):
+  if stack.rows == stack.n_rows and not any(
+    name in group.uneven for name in stack.names
+  ):
     for start in range(0, len(stack.names), stack.layers):
       names = stack.names[start : start + stack.layers]
       yield Step(stack, names, 0, stack.n_rows, everywhere)

@@ -48,7 +48,7 @@ def model_card(
     _front_matter([base[0], *experts]),
     f'# {_plain(name)}\n\nA merge of {len(experts)} expert'
     f'{"s" * (len(experts) != 1)} of `{base[0]}` by the method `{method}`, made with '
-    '[resmerge_jax](https://pypi.org/project/resmerge-jax/) without training or data.',
+    'resmerge_jax, without training and without data.',
     f'> [!WARNING]\n{_quoted(_CAUTION)}',
     '## What was merged\n\nThe hash is the SHA-256 of all safetensors headers (names, '
     'shapes and offsets), in file order.\n\n'
@@ -58,7 +58,7 @@ def model_card(
     ),
     f'## Method\n\n`{method}`: {_plain(reference)}\n\n'
     + _table(('parameter', 'value'), _parameter_rows(parameters)),
-    f'## Tensors\n\n{n_tensors} tensors, floating ones stored as `{output_dtype}`.\n\n'
+    f'## Tensors\n\n{n_tensors} tensors; dtype of the floating ones: `{output_dtype}`.\n\n'
     + _table(('treatment', 'tensors'), [(k, str(n)) for k, n in rule_counts.items()]),
     f'## Warnings of the run\n\n{_warnings(warnings)}',
     '## How to make it again\n\n'

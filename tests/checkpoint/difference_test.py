@@ -105,7 +105,7 @@ def test_zero_against_something():
 
 def test_integers_beyond_float64():
   a = np.array([2**60, 5], np.int64)
-  assert block_difference(a, a + [1, 0]).n_differ == 1
+  assert block_difference(a, a + np.array([1, 0])).n_differ == 1
   assert block_difference(np.array([True]), np.array([False])).n_differ == 1
 
 

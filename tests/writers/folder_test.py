@@ -4,51 +4,19 @@ import errno
 import os
 import pathlib
 import resource
-import signal
 import stat
-import subprocess
-import sys
-import textwrap
 import threading
 
-import numpy as np
 import pytest
 from safetensors import safe_open
-from safetensors.numpy import load_file
 
 from resmerge_jax.errors import InputError
 from resmerge_jax.plan.layout import INDEX_NAME
-from resmerge_jax.writers.folder import FolderWriter, check_output
-from resmerge_jax.writers.partial import old_path, partial_path
+from resmerge_jax.writers.folder import FolderWriter
 from tests import layouts
+from tests.layouts import CONFIG, assert_weights, listing, merge, write_all
 
 ROOT = pathlib.Path(__file__).parents[2]
-CONFIG = {'config.json': b'{}'}
-
-
-def write_all(writer: FolderWriter) -> None:
-  for name, value in layouts.weights().items():
-    writer.write(name, 0, value)
-
-
-def merge(output: pathlib.Path, overwrite: bool = False, limit: int | None = None):
-  with FolderWriter(output, layouts.layout(limit), overwrite) as writer:
-    write_all(writer)
-    return writer.commit(CONFIG)
-
-
-def listing(folder: pathlib.Path) -> list[str]:
-  return sorted(str(p.relative_to(folder)) for p in folder.rglob('*') if p.is_file())
-
-
-def assert_weights(folder: pathlib.Path) -> None:
-  found = {}
-  for file in folder.glob('*.safetensors'):
-    found |= load_file(file)
-  assert found.keys() == layouts.weights().keys()
-  for name, value in layouts.weights().items():
-    assert found[name].dtype == value.dtype
-    np.testing.assert_array_equal(found[name].view(np.uint8), value.view(np.uint8))
 
 
 @pytest.mark.parametrize('limit', [None, 1])
@@ -273,87 +241,3 @@ def test_a_second_run_into_the_same_output_is_refused(tmp_path):
         FolderWriter(tmp_path / name, layouts.layout())
     writer.commit(CONFIG)
   assert_weights(output)
-
-
-def killed(tmp_path: pathlib.Path, body: str, overwrite: bool = False) -> None:
-  """Runs `body` with a writer into tmp_path / 'out', then kills it."""
-  script = f"""
-import os, pathlib, signal
-from resmerge_jax.writers.folder import FolderWriter
-from tests import layouts
-def kill(*_):
-  os.kill(os.getpid(), signal.SIGKILL)
-writer = FolderWriter({str(tmp_path / 'out')!r}, layouts.layout(), {overwrite})
-values = layouts.weights()
-{textwrap.dedent(body)}
-kill()
-"""
-  done = subprocess.run(
-    [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True
-  )
-  assert done.returncode == -signal.SIGKILL, done.stderr
-
-
-def test_a_killed_run_leaves_nothing_loadable_and_the_next_one_cleans(tmp_path):
-  output = tmp_path / 'out'
-  killed(tmp_path, "writer.write('b.weight', 0, values['b.weight'])")
-  assert not output.exists()
-  assert listing(tmp_path) == [
-    '.out.resmerge-partial/lock',
-    '.out.resmerge-partial/new/model.safetensors.part',
-  ]
-  (note,) = check_output(output, [], 0, False)
-  assert note.startswith('a run that died left ')
-  assert note.endswith(f' in {partial_path(output)}: removed before writing')
-  merge(output)
-  assert_weights(output)
-  assert os.listdir(tmp_path) == ['out']
-
-
-COMMIT = """
-for name, value in values.items():
-  writer.write(name, 0, value)
-rename = os.rename
-def until(source, target):
-  {order}
-os.rename = until
-writer.commit({{'config.json': b'{{}}'}})
-"""
-
-
-@pytest.mark.parametrize('overwrite', [False, True])
-def test_a_run_killed_before_the_swap_leaves_the_output_as_it_was(tmp_path, overwrite):
-  output = tmp_path / 'out'
-  if overwrite:
-    output.mkdir()
-    (output / 'old.txt').touch()
-  order = "kill() if str(target).endswith('config.json') else rename(source, target)"
-  killed(tmp_path, COMMIT.format(order=order), overwrite)
-  assert not list(tmp_path.rglob('config.json'))
-  assert (listing(output) == ['old.txt']) if overwrite else not output.exists()
-  merge(output, overwrite)
-  assert_weights(output)
-  assert os.listdir(tmp_path) == ['out']
-
-
-def test_a_run_killed_between_the_renames_has_its_old_output_put_back(tmp_path):
-  output = tmp_path / 'out'
-  output.mkdir()
-  (output / 'old.txt').touch()
-  order = "rename(source, target); 'resmerge-old' in str(target) and kill()"
-  killed(tmp_path, COMMIT.format(order=order), overwrite=True)
-  assert not output.exists()
-  assert listing(old_path(output)) == ['old.txt']
-  with FolderWriter(output, layouts.layout(), overwrite=True):
-    assert listing(output) == ['old.txt']
-  assert os.listdir(tmp_path) == ['out']
-
-
-def test_a_run_killed_before_deleting_the_old_output_is_cleaned_up(tmp_path):
-  output = tmp_path / 'out'
-  merge(output)
-  old_path(output).mkdir()
-  (old_path(output) / 'old.txt').touch()
-  merge(output, overwrite=True)
-  assert_weights(output)
-  assert os.listdir(tmp_path) == ['out']

@@ -1,0 +1,42 @@
+"""Merge RL-trained experts of one language model into one model, in JAX.
+
+`merge(MergeConfig(...))` merges folders, `merge_state_dicts` arrays in memory. Names
+are loaded on first use: importing the package imports neither JAX nor a device.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from resmerge_jax.config import MergeConfig
+  from resmerge_jax.errors import InputError
+  from resmerge_jax.methods.resmerge import ResMerge
+  from resmerge_jax.methods.task_arithmetic import TaskArithmetic
+  from resmerge_jax.pipeline.merge import Manifest, merge
+  from resmerge_jax.pipeline.state_dicts import MergeResult, merge_state_dicts
+  from resmerge_jax.plan.rules import Rule
+
+__version__ = '0.1.0'
+
+_HOME = {
+  'InputError': 'errors',
+  'Manifest': 'pipeline.merge',
+  'MergeConfig': 'config',
+  'MergeResult': 'pipeline.state_dicts',
+  'ResMerge': 'methods.resmerge',
+  'Rule': 'plan.rules',
+  'TaskArithmetic': 'methods.task_arithmetic',
+  'merge': 'pipeline.merge',
+  'merge_state_dicts': 'pipeline.state_dicts',
+}
+
+__all__ = [  # noqa: RUF022
+  'InputError', 'Manifest', 'MergeConfig', 'MergeResult', 'ResMerge', 'Rule',
+  'TaskArithmetic', 'merge', 'merge_state_dicts',
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _HOME:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  return getattr(importlib.import_module(f'{__name__}.{_HOME[name]}'), name)

@@ -1,0 +1,75 @@
+"""Second try, on the host in float64, for matrices whose head the solver flagged."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from resmerge_jax.host_float import to_float32
+from resmerge_jax.linalg.exact import exact_head
+from resmerge_jax.linalg.krylov import MAX_ERROR, Head
+from resmerge_jax.pipeline.kernels import KernelSpec, Merged, compile_kernel
+
+
+def replace_flagged(
+  spec: KernelSpec,
+  merged: Merged,
+  views: Sequence[np.ndarray],
+  n_layers: int,
+  weights_N: np.ndarray,
+  ids: Sequence[int],
+) -> tuple[Merged, np.ndarray]:
+  """`merged` with every layer redone whose head error exceeds MAX_ERROR.
+
+  Returns it with a boolean LxN array that tells which heads came from float64. A head
+  with NaN is left alone: the caller reports the NaN itself.
+  """
+  shape = merged.delta_sq_LxN.shape
+  if merged.head is None:
+    return merged, np.zeros(shape, bool)
+  flagged_LxN = merged.head.error > MAX_ERROR
+  flagged_LxN[n_layers:] = False
+  flagged_LxN &= merged.finite_LxS.all(1, keepdims=True)
+  layers = np.flatnonzero(flagged_LxN.any(1))
+  if not layers.size:
+    return merged, flagged_LxN
+  merged = jax.tree.map(np.array, merged)  # own, writable copies
+  one = dataclasses.replace(spec, layers=1, head_given=True)
+  device = jax.local_devices()[:1]
+  kernel = compile_kernel(one, tuple(device))
+  rows = kernel.shape[1]
+  for layer in layers:
+    head = jax.tree.map(lambda x, at=layer: x[at : at + 1, ...].copy(), merged.head)
+    for i in np.flatnonzero(flagged_LxN[layer]):
+      _solve(head, int(i), views[0][layer], views[1 + i][layer], rows)
+    stored = [view[layer : layer + 1, :rows] for view in views]
+    base, *experts = jax.device_put(stored, kernel.stack)
+    redone = kernel.run(
+      base,
+      tuple(experts),
+      jax.device_put(weights_N, kernel.whole),
+      jax.device_put(np.asarray([ids[layer]], np.uint32), kernel.layer),
+      jax.device_put(_fit(head, rows), kernel.layer),
+    )
+    for old, new in zip(jax.tree.leaves(merged), jax.tree.leaves(redone), strict=True):
+      value = np.asarray(new)[0]
+      old[layer, ...][tuple(slice(n) for n in value.shape)] = value
+  return merged, flagged_LxN
+
+
+def _solve(
+  head: Head, i: int, base_RxC: np.ndarray, expert_RxC: np.ndarray, rows: int
+) -> None:
+  """Puts the exact head of expert `i` into `head` (arrays 1xNx...)."""
+  delta_RxC = to_float32(expert_RxC[:rows]) - to_float32(base_RxC[:rows])
+  y_KxR, v_KxC, sigma_K, sigma_next = exact_head(delta_RxC, head.sigma_K.shape[-1])
+  head.y_KxR[0, i, :, :rows], head.v_KxC[0, i] = y_KxR, v_KxC
+  head.sigma_K[0, i], head.sigma_next[0, i] = sigma_K, sigma_next
+  head.error[0, i] = 2.0**-24  # float64 result rounded to float32
+  head.certified[0, i] = True
+
+
+def _fit(head: Head, rows: int) -> Head:
+  """Heads of a padded step cut to the rows of the unpadded one."""
+  return head._replace(y_KxR=head.y_KxR[..., :rows])

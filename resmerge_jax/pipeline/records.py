@@ -1,0 +1,125 @@
+"""One record per tensor: what it was, what the merge did to it, what rounding cost."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from resmerge_jax.checkpoint.group import ExpertGroup
+from resmerge_jax.host_float import to_float32
+from resmerge_jax.pipeline.kernels import Merged
+from resmerge_jax.plan.rules import Rule, family_of
+from resmerge_jax.plan.stacks import Step
+
+SUMS = ('delta_sq', 'zeros', 'update_sq', 'loss_sq', 'size')
+
+
+class Records:
+  """Collects steps in any order; blocks of rows of one tensor are added up."""
+
+  def __init__(self, group: ExpertGroup, rules: Mapping[str, Rule]):
+    self._group = group
+    self._rules = rules
+    self._sums: dict[str, dict[str, Any]] = {}
+    self._stats: dict[str, dict[str, Any]] = {}
+    n = len(group.sources)
+    self._equal = set(itertools.combinations(range(n), 2))
+
+  def add(
+    self,
+    step: Step,
+    merged: Merged,
+    branches: Sequence[str],
+    exact_LxN: np.ndarray,
+    views: Sequence[np.ndarray],
+  ) -> None:
+    """Takes the numbers of one computed step (host arrays)."""
+    n_rows = step.row_stop - step.row_start
+    padding = (views[0].shape[1] - n_rows) * step.stack.n_cols
+    for layer, name in enumerate(step.names):
+      new = {
+        'delta_sq': merged.delta_sq_LxN[layer].astype(np.float64),
+        'zeros': merged.zeros_LxN[layer].astype(np.int64) - padding,
+        'update_sq': float(merged.update_sq_L[layer]),
+        'loss_sq': float(merged.loss_sq_L[layer]),
+        'size': n_rows * step.stack.n_cols,
+      }
+      old = self._sums.setdefault(name, dict.fromkeys(SUMS, 0))
+      self._sums[name] = {key: old[key] + new[key] for key in SUMS}
+      self._stats[name] = _head_stats(merged, layer, exact_LxN) | {
+        key: branches[value[layer]] if key == 'branch' else _plain(value[layer])
+        for key, value in merged.stats.items()
+      }
+    self._compare(step, views, n_rows)
+
+  def _compare(self, step: Step, views: Sequence[np.ndarray], n_rows: int) -> None:
+    """Drops pairs of sources that differ; only pairs equal so far are looked at."""
+    n_layers = len(step.names)
+    for i, j in tuple(self._equal):
+      a, b = (views[s][:n_layers, :n_rows] for s in (i, j))
+      if not _same_values(a, b):
+        self._equal.discard((i, j))
+
+  def finish(self) -> list[dict[str, Any]]:
+    """The records, in the base's order of tensors."""
+    return [self._record(name) for name in self._group.names]
+
+  def _record(self, name: str) -> dict[str, Any]:
+    record = {
+      'name': name,
+      'rule': self._rules[name].action,
+      'family': family_of(name),
+      'shape': list(self._group.out_shape(name)),
+    }
+    if name not in self._sums:
+      return record
+    sums = self._sums[name]
+    update = sums['update_sq'] ** 0.5
+    return record | {
+      'delta_norm': _plain(np.sqrt(sums['delta_sq'])),
+      'zero_fraction': _plain(sums['zeros'] / max(sums['size'], 1)),
+      'update_norm': update,
+      'rounding_loss': sums['loss_sq'] ** 0.5 / update if update else 0.0,
+      **self._stats[name],
+    }
+
+  def twins(self) -> list[str]:
+    """Warnings about sources that hold the same weights. Complete after the last step."""
+    if not self._sums:
+      return []
+    ids = [source.id for source in self._group.sources]
+    return [
+      f'expert {ids[j]!r} is identical to the base: it brings no update'
+      if i == 0
+      else f'experts {ids[i]!r} and {ids[j]!r} are identical: one update counts twice'
+      for i, j in sorted(self._equal)
+    ]
+
+
+def _head_stats(merged: Merged, layer: int, exact_LxN: np.ndarray) -> dict[str, Any]:
+  if merged.head is None:
+    return {}
+  sigma_NxK = merged.head.sigma_K[layer].astype(np.float64)
+  sigma_next_N = merged.head.sigma_next[layer].astype(np.float64)
+  last_N = sigma_NxK[:, -1]
+  gap_N = np.where(last_N > 0, 1 - sigma_next_N / np.where(last_N > 0, last_N, 1), 0)
+  return {
+    'sigma': _plain(sigma_NxK),
+    'sigma_next': _plain(sigma_next_N),
+    'gap': _plain(gap_N),
+    'head_error_estimate': _plain(merged.head.error[layer]),
+    'certified': _plain(merged.head.certified[layer]),
+    'float64_head': _plain(exact_LxN[layer]),
+  }
+
+
+def _plain(value: Any) -> Any:
+  """Numbers and lists that JSON knows."""
+  return np.asarray(value).tolist()
+
+
+def _same_values(a: np.ndarray, b: np.ndarray) -> bool:
+  if a.dtype != b.dtype:
+    return bool(np.array_equal(to_float32(a), to_float32(b)))
+  return bool(np.array_equal(a.view(f'u{a.itemsize}'), b.view(f'u{b.itemsize}')))

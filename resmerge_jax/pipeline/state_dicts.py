@@ -1,0 +1,104 @@
+"""Merging in-memory state dicts: the same code path as folders, without files."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from resmerge_jax.checkpoint.group import check_group
+from resmerge_jax.checkpoint.memory import MemoryReader, memory_checkpoint
+from resmerge_jax.config import check_choices, check_experts, make_method, outside_of
+from resmerge_jax.methods.table import method_of
+from resmerge_jax.pipeline.stream import Work, stream
+from resmerge_jax.plan.plan import make_plan
+from resmerge_jax.plan.rules import RELEASE_RULES, Rule, rules_from
+from resmerge_jax.types import DTYPES
+
+
+@dataclasses.dataclass(frozen=True)
+class MergeResult:
+  """Merged arrays by name (numpy, bfloat16 as ml_dtypes) and a record per tensor."""
+
+  tensors: dict[str, np.ndarray]
+  records: list[dict[str, Any]]
+  warnings: tuple[str, ...]
+
+
+class _ArraySink:
+  """Collects written bytes in one array per tensor."""
+
+  def __init__(self, tensors: dict[str, np.ndarray]):
+    self._bytes = {
+      name: array.reshape(-1).view(np.uint8) for name, array in tensors.items()
+    }
+
+  def write(self, name: str, offset_bytes: int, data: np.ndarray) -> None:
+    raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
+    self._bytes[name][offset_bytes : offset_bytes + raw.size] = raw
+
+
+def merge_state_dicts(
+  base: Mapping[str, Any],
+  experts: Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]],
+  method: str = 'resmerge',
+  params: Any = None,
+  output_dtype: str = 'base',
+  seed: int = 0,
+  weights: Sequence[float] | None = None,
+  rules: Sequence[Rule | Mapping[str, Any]] | None = None,
+) -> MergeResult:
+  """Merges state dicts name -> array (numpy, ml_dtypes or jax arrays).
+
+  Args:
+    experts: a sequence, or a mapping id -> state dict.
+    params: the method's dataclass, or a mapping of its fields.
+    output_dtype: 'base' (each tensor's own), 'bfloat16', 'float16' or 'float32'.
+    weights: one per expert, for methods that take them.
+    rules: which tensors the method gets; None is the release's table.
+
+  Raises:
+    InputError: names, shapes, dtypes, parameters; NaN or Inf in the weights.
+  """
+  named = dict(experts) if isinstance(experts, Mapping) else {
+    f'expert_{i}': expert for i, expert in enumerate(experts)
+  }  # fmt: skip
+  method_params = make_method(method, params)
+  weights = None if weights is None else tuple(weights)
+  check_choices(output_dtype, 'error')
+  check_experts(len(named), None, weights, method_params)
+  group = check_group(
+    memory_checkpoint(base, 'base'),
+    [memory_checkpoint(expert, id) for id, expert in named.items()],
+  )
+  plan = make_plan(
+    group,
+    RELEASE_RULES if rules is None else rules_from(rules),
+    whole_matrix=method_of(method_params).whole_matrix,
+    output_dtype=output_dtype,
+  )
+  tensors = {
+    name: np.empty(ref.shape, DTYPES[ref.dtype])
+    for name, ref in plan.layout.where.items()
+  }
+  records, _ = stream(
+    Work(
+      plan=plan,
+      group=group,
+      readers=[
+        MemoryReader(source, id) for id, source in (('base', base), *named.items())
+      ],
+      sink=_ArraySink(tensors),
+      method=method_params,
+      outside=outside_of(method_params, None),
+      weights=weights or (1.0,) * len(named),
+      seed=seed,
+      devices=tuple(jax.local_devices()),
+    )
+  )
+  return MergeResult(
+    tensors={name: tensors[name] for name in base},
+    records=records.finish(),
+    warnings=(*plan.warnings, *records.twins()),
+  )

@@ -1,0 +1,254 @@
+"""The loop: read step n+1, compute step n, write step n-1, all at once."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from resmerge_jax.checkpoint.group import ExpertGroup
+from resmerge_jax.checkpoint.reader import Reader, block_bytes
+from resmerge_jax.errors import InputError
+from resmerge_jax.host_float import from_float32, to_float32
+from resmerge_jax.methods.table import method_of
+from resmerge_jax.methods.task_arithmetic import TaskArithmetic
+from resmerge_jax.pipeline.exact_heads import replace_flagged
+from resmerge_jax.pipeline.kernels import Kernel, KernelSpec, Merged, compile_kernel
+from resmerge_jax.pipeline.records import Records
+from resmerge_jax.pipeline.staging import Staging, fill, staged_bytes, staged_views
+from resmerge_jax.plan.plan import MergePlan
+from resmerge_jax.plan.stacks import STAGED, Step
+from resmerge_jax.types import DTYPES
+
+READ_THREADS = 2  # preadv and page-cache copies release the GIL; two saturate memory
+COMPILE_THREADS = os.cpu_count() or 1
+
+
+class Sink(Protocol):
+  """Where merged bytes go: a folder writer, or arrays in memory."""
+
+  def write(self, name: str, offset_bytes: int, data: np.ndarray) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What the loop needs beside the plan. `weights`: one per expert."""
+
+  plan: MergePlan
+  group: ExpertGroup
+  readers: Sequence[Reader]
+  sink: Sink
+  method: Any
+  outside: TaskArithmetic
+  weights: tuple[float, ...]
+  seed: int
+  devices: tuple[jax.Device, ...]
+  progress: Callable[[str, int], None] = lambda label, nbytes: None  # noqa: ARG005
+
+
+def stream(work: Work) -> tuple[Records, dict[str, float]]:
+  """Merges every step of the plan. Returns the records and seconds per phase.
+
+  Raises:
+    InputError: NaN or Inf in an input or in the output, or the disk fails.
+  """
+  records = Records(work.group, work.plan.rules)
+  seconds = {'read_wait': 0.0, 'compile_wait': 0.0, 'finish_wait': 0.0}
+  with contextlib.ExitStack() as stack:
+    pools = [
+      stack.enter_context(_cancelling(ThreadPoolExecutor(n)))
+      for n in (COMPILE_THREADS, READ_THREADS, 1, 1)
+    ]
+    compiling, reading, fetching, finishing = pools
+    kernels = {
+      spec: compiling.submit(compile_kernel, spec, work.devices)
+      for spec in dict.fromkeys(_spec(work, s) for s in work.plan.steps if _computes(s))
+    }
+    staging = Staging(STAGED)
+    stack.callback(staging.close)
+    fetch = functools.partial(_fetch, work, staging, reading)
+    steps = deque(work.plan.steps)
+    fetched: deque[tuple[Step, Future]] = deque()
+    finished: deque[Future] = deque()
+    while steps or fetched:
+      while steps and len(fetched) < STAGED:
+        step = steps.popleft()
+        fetched.append((step, fetching.submit(fetch, step)))
+      step, future = fetched.popleft()
+      buffer, views = _timed(seconds, 'read_wait', future.result)
+      spec = _spec(work, step)
+      result = None
+      if _computes(step):
+        kernel = _timed(seconds, 'compile_wait', kernels[spec].result)
+        result = _dispatch(work, kernel, step, views)
+      job = functools.partial(_finish, work, staging, records, spec)
+      finished.append(finishing.submit(job, step, buffer, views, result))
+      while len(finished) > 1:
+        _timed(seconds, 'finish_wait', finished.popleft().result)
+    for job_future in finished:
+      _timed(seconds, 'finish_wait', job_future.result)
+  return records, seconds
+
+
+@contextlib.contextmanager
+def _cancelling(pool: ThreadPoolExecutor) -> Iterator[ThreadPoolExecutor]:
+  """A pool that drops what has not started when the block is left by an error."""
+  try:
+    yield pool
+  finally:
+    pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _timed(seconds: dict[str, float], phase: str, call: Callable[[], Any]) -> Any:
+  start = time.perf_counter()
+  try:
+    return call()
+  finally:
+    seconds[phase] += time.perf_counter() - start
+
+
+def _computes(step: Step) -> bool:
+  return step.stack.action != 'base'
+
+
+def _spec(work: Work, step: Step) -> KernelSpec:
+  stack = step.stack
+  return KernelSpec(
+    params=work.method if stack.action == 'method' else work.outside,
+    family=stack.family,
+    layers=stack.layers,
+    rows=stack.rows,
+    cols=stack.n_cols,
+    dtypes=stack.dtypes,
+    out_dtype=stack.out_dtype,
+    seed=work.seed if stack.action == 'method' else 0,
+  )
+
+
+def _shape(work: Work, step: Step) -> tuple[int, int, int]:
+  spec = _spec(work, step)
+  if not _computes(step):
+    return (spec.layers, spec.rows, spec.cols)
+  return spec.padded_shape(work.devices)
+
+
+def _fetch(
+  work: Work, staging: Staging, pool: ThreadPoolExecutor, step: Step
+) -> tuple[np.ndarray, list[np.ndarray]]:
+  dtypes = [step.stack.dtypes[i] for i in step.stack.sources]
+  shape = _shape(work, step)
+  buffer = staging.take(staged_bytes(shape, dtypes))
+  views = staged_views(buffer, shape, dtypes)
+  fill(step, views, work.group, work.readers, pool)
+  return buffer, views
+
+
+def tensor_id(name: str) -> int:
+  """Key of a tensor's random numbers: depends on its name alone."""
+  return zlib.crc32(name.encode())
+
+
+def _weights(work: Work, step: Step) -> np.ndarray:
+  """Per expert; 0 for one that has no such rows where vocabularies are padded."""
+  weights_N = np.asarray(work.weights, np.float32)
+  if work.group.vocab == 'pad':
+    weights_N = weights_N * np.asarray(step.present[1:], np.float32)
+  return weights_N
+
+
+def _dispatch(
+  work: Work, kernel: Kernel, step: Step, views: Sequence[np.ndarray]
+) -> Merged:
+  ids_L = np.zeros(kernel.shape[0], np.uint32)
+  ids_L[: len(step.names)] = [tensor_id(name) for name in step.names]
+  base, *experts = jax.device_put(list(views), kernel.stack)
+  return kernel.run(
+    base,
+    tuple(experts),
+    jax.device_put(_weights(work, step), kernel.whole),
+    jax.device_put(ids_L, kernel.layer),
+    None,
+  )
+
+
+def _finish(
+  work: Work,
+  staging: Staging,
+  records: Records,
+  spec: KernelSpec,
+  step: Step,
+  buffer: np.ndarray,
+  views: Sequence[np.ndarray],
+  result: Merged | None,
+) -> None:
+  """Waits for a step, mends what the solver flagged, checks, writes, records."""
+  if result is None:
+    out_LxRxC = _copied(step, views[0])
+  else:
+    jax.block_until_ready(result)
+    merged = jax.tree.map(np.asarray, result)
+    merged, exact = replace_flagged(
+      spec, merged, views, len(step.names), _weights(work, step),
+      [tensor_id(name) for name in step.names],
+    )  # fmt: skip
+    _check_finite(work, step, merged)
+    branches = method_of(spec.params).branches
+    records.add(step, merged, branches, exact, views)
+    out_LxRxC = merged.out_LxRxC
+  _write(work, step, out_LxRxC)
+  staging.give_back(buffer)
+  work.progress(step.names[0], step.nbytes)
+
+
+def _copied(step: Step, base_LxRxC: np.ndarray) -> np.ndarray:
+  stored, wanted = step.stack.dtypes[0], step.stack.out_dtype
+  if stored == wanted:
+    return base_LxRxC
+  return from_float32(to_float32(base_LxRxC), DTYPES[wanted])
+
+
+def _write(work: Work, step: Step, out_LxRxC: np.ndarray) -> None:
+  n_rows = step.row_stop - step.row_start
+  for layer, name in enumerate(step.names):
+    out_RxC = out_LxRxC[layer, :n_rows]
+    if step.stack.out_dtype == 'F64':
+      out_RxC = out_RxC.astype(np.float64)
+    begin, _ = block_bytes(work.plan.layout.where[name], step.row_start, step.row_stop)
+    work.sink.write(name, begin, out_RxC)
+
+
+def _check_finite(work: Work, step: Step, merged: Merged) -> None:
+  """Raises InputError naming every source and tensor with NaN or Inf."""
+  finite_LxS = merged.finite_LxS[: len(step.names)]
+  problems = []
+  for layer, name in enumerate(step.names):
+    sources = range(1) if not finite_LxS[layer, 0] else range(len(work.group.sources))
+    problems += [
+      f'{"base" if i == 0 else "expert"} {work.group.sources[i].id!r}: {name}'
+      for i in sources
+      if not finite_LxS[layer, i]
+    ]
+  if problems:
+    raise InputError(
+      'NaN or Inf in the weights',
+      problems,
+      why='one such number spreads over the whole merged matrix',
+      fix='take a checkpoint from before training diverged; nothing was written',
+    )
+  over = [
+    name for layer, name in enumerate(step.names) if not merged.out_finite_L[layer]
+  ]
+  if over:
+    raise InputError(
+      f'merged values exceed the range of {step.stack.out_dtype}',
+      over,
+      fix='pass --output_dtype=bfloat16 or float32; nothing was written',
+    )

@@ -1,0 +1,51 @@
+"""The device mesh and how a step's arrays lie on it. Nothing else names a mesh axis."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ('layer', 'row')
+# Rows per device below which a reduction across devices costs more than it saves.
+MIN_ROWS = 256
+
+
+def mesh_for(layers: int, rows: int, devices: Sequence[jax.Device]) -> Mesh:
+  """Mesh ('layer', 'row') for a step of this shape.
+
+  Layers first, as they need no communication; rows take the remaining devices while
+  each keeps MIN_ROWS. Columns are never split: a block of rows is one byte range.
+  A step too small for all devices uses the first few.
+  """
+  on_layers = _largest_divisor(len(devices), layers)
+  on_rows = _largest_divisor(len(devices) // on_layers, max(rows // MIN_ROWS, 1))
+  grid = np.asarray(devices[: on_layers * on_rows]).reshape(on_layers, on_rows)
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def padded(layers: int, rows: int, mesh: Mesh) -> tuple[int, int]:
+  """The step's shape rounded up to what the mesh divides. Padding is zeros."""
+  sizes = (mesh.shape[axis] for axis in AXES)
+  return tuple(  # type: ignore[return-value]
+    math.ceil(n / size) * size for n, size in zip((layers, rows), sizes, strict=True)
+  )
+
+
+def stack_sharding(mesh: Mesh) -> NamedSharding:
+  """Of LxRxC arrays: layers and rows split, columns whole."""
+  return NamedSharding(mesh, PartitionSpec(*AXES, None))
+
+
+def layer_sharding(mesh: Mesh) -> NamedSharding:
+  """Of arrays with one entry per layer."""
+  return NamedSharding(mesh, PartitionSpec(AXES[0]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def _largest_divisor(n: int, most: int) -> int:
+  return max(d for d in range(1, n + 1) if n % d == 0 and d <= max(most, 1))

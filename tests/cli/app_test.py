@@ -1,0 +1,65 @@
+"""How every command ends: its status, and one message instead of a traceback."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+SCRIPT = """
+from resmerge_jax.cli.app import run_app
+from resmerge_jax.errors import InputError
+
+def main(argv):
+  {body}
+
+run_app(main, 'Does a thing.', error_status=2)
+"""
+
+
+def run(body, *args):
+  return subprocess.run(
+    [sys.executable, '-c', SCRIPT.format(body=body), *args],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+@pytest.mark.parametrize(
+  ('body', 'status', 'message'),
+  [
+    ('pass', 0, ''),
+    ('return 7', 7, ''),
+    (
+      "raise InputError('bad', ['a'], fix='b')",
+      2,
+      'error: bad\n  - a\nWhat to do: b\n',
+    ),
+    ('raise KeyboardInterrupt', 130, 'interrupted\n'),
+  ],
+)
+def test_status_and_message(body, status, message):
+  done = run(body)
+  assert (done.returncode, done.stderr) == (status, message)
+
+
+def test_defects_keep_their_traceback():
+  done = run("raise ValueError('ours')")
+  assert done.returncode == 1
+  assert 'Traceback' in done.stderr
+
+
+def test_wrong_flag():
+  done = run('pass', '--nonsense')
+  assert done.returncode == 2
+  assert "error: Unknown command line flag 'nonsense'" in done.stderr
+  assert 'Traceback' not in done.stderr
+
+
+def test_reader_that_goes_away():
+  closed = 'import os; r, w = os.pipe(); os.close(r); os.dup2(w, 1)'
+  done = run(f"{closed}; print('x' * 10**6)")
+  assert (done.returncode, done.stderr) == (141, '')
