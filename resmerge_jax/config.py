@@ -10,7 +10,7 @@ from resmerge_jax.errors import InputError
 from resmerge_jax.methods.resmerge import ResMerge
 from resmerge_jax.methods.table import METHODS, method_of
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
-from resmerge_jax.plan.rules import RELEASE_RULES, Rule
+from resmerge_jax.plan.rules import RELEASE_RULES, Rule, rules_from
 from resmerge_jax.sizes import parse_size
 
 OUTPUT_DTYPES = ('base', 'bfloat16', 'float16', 'float32')
@@ -147,3 +147,39 @@ def did_you_mean(name: str, known: Any) -> str:
   """' (did you mean ...?)' where one of `known` is close to `name`."""
   near = difflib.get_close_matches(name, list(known), n=1)
   return f' (did you mean {near[0]!r}?)' if near else ''
+
+
+def config_from(values: Mapping[str, Any]) -> MergeConfig:
+  """The configuration that a config file's dictionary (with flags put in) describes.
+
+  `method` is a mapping with the method's `name` and any of its parameters, `outside`
+  the parameters of task arithmetic, `rules` a list of mappings.
+
+  Raises:
+    InputError: missing or unknown fields, values out of range.
+  """
+  values = {name: value for name, value in values.items() if value is not None}
+  missing = [
+    f'--{name}' for name in ('base', 'experts', 'output') if not values.get(name)
+  ]
+  if missing:
+    raise InputError(
+      'missing flags', missing, fix='python -m tools.merge --help shows examples'
+    )
+  method = dict(values.pop('method', {}))
+  values['method'] = make_method(method.pop('name', 'resmerge'), method)
+  if 'outside' in values:
+    values['outside'] = make_method('task_arithmetic', values['outside'])
+  if 'rules' in values:
+    values['rules'] = rules_from(values['rules'])
+  return from_mapping(MergeConfig, values, 'config')
+
+
+def to_plain(config: MergeConfig) -> dict[str, Any]:
+  """The configuration as JSON knows it; `config_from` reads it back."""
+  values = dataclasses.asdict(config)
+  values['method'] = {'name': method_of(config.method).name, **values['method']}
+  for name in ('base', 'output'):
+    values[name] = str(values[name])
+  values['experts'] = [str(path) for path in config.experts]
+  return {name: value for name, value in values.items() if value is not None}

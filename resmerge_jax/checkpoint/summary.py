@@ -71,9 +71,9 @@ def describe(checkpoint: Checkpoint) -> list[str]:
     f'  tokenizer   {", ".join(tokenizer) or "none"}',
     f'  copied too  {", ".join(others) or "nothing"}',
     '  shards',
-    *_table([_shard_row(checkpoint, file) for file in checkpoint.shard_files]),
+    *table([_shard_row(checkpoint, file) for file in checkpoint.shard_files]),
     '  tensors',
-    *_table(_tensor_rows(checkpoint.tensors)),
+    *table(_tensor_rows(checkpoint.tensors)),
   ]
   return lines + [f'  warning: {warning}' for warning in checkpoint.warnings]
 
@@ -125,7 +125,7 @@ def _tensor_rows(tensors: Mapping[str, TensorRef]) -> list[tuple[str, ...]]:
   return rows
 
 
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def table(rows: Sequence[tuple[str, ...]]) -> list[str]:
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return [
     '    ' + '  '.join(f'{c:{w}}' for c, w in zip(row, widths, strict=True)).rstrip()

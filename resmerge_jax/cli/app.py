@@ -14,17 +14,20 @@ _BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
 def run_app(
-  main: Callable[[list[str]], int | None], doc: str | None, error_status: int = 1
+  main: Callable[[list[str]], int | None],
+  doc: str | None,
+  error_status: int = 1,
+  define: Callable[[list[str]], list[str]] = list,
 ) -> None:
   """Parses the flags and calls `main(argv)`; `doc` heads the text of --help.
+
+  `define(argv)` may define flags and returns the arguments left to parse.
 
   Exits with what `main` returns (None: 0). An InputError or a wrong flag is printed to
   stderr and exits with `error_status`; any other exception is a defect and keeps its
   traceback. The flags that --help lists are those of main's module.
   """
   sys.modules['__main__'].__doc__ = doc  # where absl takes the text from
-  for flag in flags.FLAGS.get_flags_for_module(main.__module__):
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
   def guarded(argv: list[str]) -> int:
     try:
@@ -45,7 +48,14 @@ def run_app(
   def parse(argv: list[str]) -> list[str]:
     app.define_help_flags()
     try:
-      return flags.FLAGS(argv)
+      rest = define(argv)
+      for module in (main.__module__, define.__module__):
+        for flag in flags.FLAGS.get_flags_for_module(module):
+          flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+      return flags.FLAGS(rest)
+    except InputError as error:
+      print(f'error: {error}', file=sys.stderr)
+      sys.exit(error_status)
     except flags.Error as error:
       print(f'error: {error}\nPass --help to see the flags.', file=sys.stderr)
       sys.exit(error_status)

@@ -195,7 +195,7 @@ def _branch(
   """Which backbone: the release falls back to the mean where coherence is chance.
 
   The paper has no such rule. Where directions cancel (|Q| ~ 0) its Eq. 12 divides
-  noise by noise; there the backbone is zero.
+  noise by noise; there the backbone is zero, as in the first release.
   """
   n = norm_R_N.shape[0]
   nothing = norm_R_N.max() <= (0.0 if params.variant == 'paper' else TINY)
@@ -203,12 +203,11 @@ def _branch(
     return jnp.int32(ZERO)
   if params.backbone == 'mean':
     return jnp.where(nothing, ZERO, MEAN)
-  if params.variant == 'paper':
-    return jnp.where(nothing | (norm_Q < CANCELLED * n), ZERO, CONSENSUS)
-  if params.variant == 'release_initial':
-    return jnp.where(nothing | (c_R <= params.eps), ZERO, CONSENSUS)
-  weak = (norm_Q <= params.eps) | (c_R <= n**-0.5)
-  return jnp.select((nothing, weak), (ZERO, MEAN), CONSENSUS)
+  cancelled = norm_Q < CANCELLED * n
+  if params.variant == 'release':
+    weak = cancelled | (c_R <= n**-0.5)
+    return jnp.select((nothing, weak), (ZERO, MEAN), CONSENSUS)
+  return jnp.where(nothing | cancelled, ZERO, CONSENSUS)
 
 
 def _head_agreement(

@@ -1,0 +1,51 @@
+"""Merges experts of one base model into one Hugging Face folder.
+
+Reads Hugging Face folders (config.json and *.safetensors), streams them through the
+device mesh, and writes a folder that transformers, vLLM and JAX loaders open.
+`python -m tools.plan` with the same flags tells what would happen, without doing it.
+
+Examples:
+  ResMerge with the paper's settings:
+    python -m tools.merge --base=BASE --experts=MATH,CODE,TOOL --output=MERGED
+  Two settings changed, output in float32:
+    python -m tools.merge --base=BASE --experts=MATH,CODE --output=MERGED
+      --config.method.rho=0.3 --config.method.head_rank=2 --output_dtype=float32
+  The authors' released code instead of the paper's equations:
+    python -m tools.merge --config=resmerge_release --base=BASE --experts=A,B --output=M
+  Plain task arithmetic, the second expert counting twice:
+    python -m tools.merge --method=task_arithmetic --weights=1,2 --base=BASE
+      --experts=A,B --output=M
+"""
+
+from resmerge_jax.cli.app import run_app
+from resmerge_jax.cli.merge_flags import define_flags, merge_config
+from resmerge_jax.errors import InputError
+from resmerge_jax.sizes import format_size
+
+
+def main(argv: list[str]) -> None:
+  """Merges, then prints what was done."""
+  if argv[1:]:
+    raise InputError(
+      'unexpected arguments', argv[1:], fix='write flags as --name=value'
+    )
+  from resmerge_jax.pipeline.merge import merge  # JAX only once the flags are right
+
+  config = merge_config()
+  manifest = merge(config, show_progress=True)
+  content = manifest.content
+  for warning in manifest.warnings:
+    print(f'warning: {warning}')
+  seconds = content['seconds']['until_commit']
+  print(
+    f'{manifest.output}: {len(config.experts)} experts merged by '
+    f'{content["config"]["method"]["name"]} in {seconds:.1f} s, '
+    f'{format_size(content["bytes_read"])} read, '
+    f'{format_size(content["bytes_written"])} written as {config.output_dtype}, '
+    f'peak memory {format_size(content["peak_memory_bytes"])}'
+  )
+
+
+def run() -> None:
+  """Entry point of `resmerge-merge` and `python -m tools.merge`."""
+  run_app(main, __doc__, define=define_flags)

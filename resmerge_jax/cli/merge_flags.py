@@ -1,0 +1,216 @@
+"""Flags of `merge` and `plan`, and how they and a config file become a MergeConfig.
+
+`--config` is read first, `--method` then replaces its method by that method's
+defaults, `--config.field=value` overrides single fields, and the plain flags win.
+"""
+
+import importlib.util
+import pathlib
+import sys
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+
+import resmerge_jax
+from resmerge_jax.config import (
+  OUTPUT_DTYPES,
+  VOCAB_POLICIES,
+  MergeConfig,
+  config_from,
+  did_you_mean,
+  make_method,
+)
+from resmerge_jax.errors import InputError
+from resmerge_jax.methods.table import METHODS
+
+DEFAULT_CONFIG = 'resmerge'
+FIELDS = (
+  'base', 'experts', 'expert_ids', 'output', 'output_dtype', 'max_shard_size',
+  'memory_budget', 'vocab', 'overwrite', 'seed', 'weights',
+)  # fmt: skip
+
+
+def define_flags(argv: list[str]) -> list[str]:
+  """Defines all flags; returns `argv` without --config=NAME, which is read here.
+
+  Raises:
+    InputError: no such config or method, or an override of a field there is not.
+  """
+  chosen, rest = _take(argv, 'config')
+  method, _ = _take(argv, 'method')
+  config = load_config(chosen or DEFAULT_CONFIG)
+  config.method = _complete_method(config.get('method', {}), method)
+  _check_overrides(config, rest)
+  config_flags.DEFINE_config_dict(
+    'config',
+    config,
+    help_string='config file (a path, or a bundled name: '
+    f'{", ".join(bundled_configs())}), default {DEFAULT_CONFIG}. '
+    '--config.method.rho=0.3 overrides one field',
+  )
+  _define_plain_flags()
+  return rest
+
+
+def _define_plain_flags() -> None:
+  flags.DEFINE_string('base', None, 'folder of the base model')
+  flags.DEFINE_list('experts', None, 'folders of the experts, comma-separated')
+  flags.DEFINE_list('expert_ids', None, "ids of the experts (default: folders' names)")
+  flags.DEFINE_string('output', None, 'folder to write; must not exist or be empty')
+  flags.DEFINE_enum(
+    'method', None, sorted(METHODS), "method, with its defaults (default: the config's)"
+  )
+  flags.DEFINE_list('weights', None, 'one weight per expert, for task_arithmetic')
+  flags.DEFINE_enum(
+    'output_dtype',
+    None,
+    OUTPUT_DTYPES,
+    'dtype of the floating tensors written; base keeps each (default: bfloat16)',
+  )
+  flags.DEFINE_string(
+    'max_shard_size',
+    None,
+    "largest weight file, such as 5GB (default: the base's own files)",
+  )
+  flags.DEFINE_string(
+    'memory_budget',
+    None,
+    'memory of this process, such as 4GiB (default: 2GiB, or what the largest matrix needs)',
+  )
+  flags.DEFINE_enum(
+    'vocab',
+    None,
+    VOCAB_POLICIES,
+    'what to do with vocabularies of different size (default: error)',
+  )
+  flags.DEFINE_boolean(
+    'overwrite', None, 'replace a non-empty output once the new one is complete'
+  )
+  flags.DEFINE_integer(
+    'seed', None, 'of the random start of the head solver (default: 0)'
+  )
+
+
+def merge_config() -> MergeConfig:
+  """The configuration that the parsed flags describe."""
+  values = flags.FLAGS.config.to_dict()
+  for name in FIELDS:
+    value = flags.FLAGS[name].value
+    if value is not None:
+      values[name] = value
+  if 'weights' in values:
+    values['weights'] = _numbers(values['weights'])
+  return config_from(values)
+
+
+def _numbers(texts: list[Any]) -> list[float]:
+  try:
+    return [float(text) for text in texts]
+  except ValueError:
+    raise InputError(f'weights: got {texts}, expected numbers') from None
+
+
+def _take(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
+  """The last value given to --flag, and `argv` without it."""
+  value, rest, words = None, argv[:1], iter(argv[1:])
+  for word in words:
+    if word in (f'--{flag}', f'-{flag}'):
+      value = next(words, None)
+      if value is None:
+        raise InputError(f'--{flag} has no value')
+    elif word.startswith((f'--{flag}=', f'-{flag}=')):
+      value = word.split('=', 1)[1]
+    else:
+      rest.append(word)
+  return value, rest
+
+
+def config_folder() -> pathlib.Path:
+  """Bundled configs: those of the clone, or those installed with the package."""
+  package = pathlib.Path(resmerge_jax.__file__).parent
+  if (package.parent / 'pyproject.toml').is_file():
+    return package.parent / 'configs'
+  return package / 'configs'
+
+
+def bundled_configs() -> list[str]:
+  """Names that --config takes beside paths."""
+  return sorted(path.stem for path in config_folder().glob('*.py'))
+
+
+def load_config(spec: str) -> ml_collections.ConfigDict:
+  """What `get_config()` of a file returns. `spec` is a path or a bundled name.
+
+  Text after a colon is passed on: 'sweep.py:rank=2' calls get_config('rank=2').
+  """
+  name, _, argument = spec.partition(':')
+  path = pathlib.Path(name)
+  if name in bundled_configs():
+    path = config_folder() / f'{name}.py'
+  elif not path.is_file():
+    raise InputError(
+      f'--config={spec}: no such file, and no bundled config of that name'
+      + did_you_mean(name, bundled_configs()),
+      fix=f'give a path, or one of {", ".join(bundled_configs())}',
+    )
+  module_spec = importlib.util.spec_from_file_location('merge_config', path)
+  assert module_spec is not None
+  assert module_spec.loader is not None
+  module = importlib.util.module_from_spec(module_spec)
+  try:
+    module_spec.loader.exec_module(module)
+    config = module.get_config(*([argument] if argument else []))
+  except Exception as error:
+    raise InputError(
+      f'--config={spec}: {path} fails: {type(error).__name__}: {error}'
+    ) from error
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise InputError(
+      f'--config={spec}: get_config() returns {type(config).__name__}',
+      fix='return an ml_collections.ConfigDict',
+    )
+  return ml_collections.ConfigDict(config.to_dict())
+
+
+def _complete_method(given: Any, chosen: str | None) -> ml_collections.ConfigDict:
+  """The method's fields with defaults filled in, so that each can be overridden."""
+  values = dict(given)
+  if chosen is not None:
+    values = {'name': chosen}
+  name = values.pop('name', 'resmerge')
+  params = make_method(name, values)
+  fields = {field: value for field, value in vars(params).items() if value is not None}
+  fields = {
+    field: dict(v) if isinstance(v, tuple) else v for field, v in fields.items()
+  }
+  return ml_collections.ConfigDict({'name': name, **fields})
+
+
+def _check_overrides(config: ml_collections.ConfigDict, argv: list[str]) -> None:
+  """Refuses --config.x.y where the config has no such field; all at once."""
+  unknown = []
+  for word in argv[1:]:
+    text = word.split('=', 1)[0].lstrip('-')
+    if not word.startswith('-') or not text.startswith('config.'):
+      continue
+    place: Any = config
+    for part in text.split('.')[1:]:
+      if not isinstance(place, ml_collections.ConfigDict) or part not in place:
+        known = list(place) if isinstance(place, ml_collections.ConfigDict) else []
+        unknown.append(f'--{text}: no field {part!r}{did_you_mean(part, known)}')
+        break
+      place = place[part]
+  if unknown:
+    raise InputError(
+      'unknown config field',
+      unknown,
+      fix=f'fields of the method: {", ".join(config.method)}',
+    )
+
+
+def register_help() -> None:
+  """Makes --help list these flags for the command that runs."""
+  for flag in flags.FLAGS.get_flags_for_module(__name__):
+    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)

@@ -1,0 +1,54 @@
+"""The plan as text for people."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from resmerge_jax.checkpoint.group import ExpertGroup
+from resmerge_jax.checkpoint.summary import fold_names, table
+from resmerge_jax.plan.plan import MergePlan
+from resmerge_jax.plan.rules import family_of
+from resmerge_jax.sizes import format_size
+
+
+def describe_plan(plan: MergePlan, group: ExpertGroup, output_dtype: str) -> list[str]:
+  """Lines: inputs, rules with counts, families, stacks, sizes, warnings."""
+  n = len(plan.rules)
+  lines = [
+    f'base     {group.base.id}: {n} tensors, {format_size(group.base.nbytes)}',
+    *(f'expert   {e.id}: {format_size(e.nbytes)}' for e in group.experts),
+    '',
+    'rules (first match wins)',
+  ]
+  lines += table(
+    [
+      (str(count), rule.action, rule.why, '' if not rule.match else f'/{rule.match}/')
+      for rule, count in plan.rule_counts.items()
+    ]
+  )
+  families = Counter((family_of(name), plan.rules[name].action) for name in plan.rules)
+  lines += ['', 'families']
+  lines += table([(str(c), family, act) for (family, act), c in families.items()])
+  lines += ['', 'stacks (layers x rows of one step)']
+  lines += table(
+    [
+      (
+        f'{len(s.names)} x [{s.n_rows}, {s.n_cols}]',
+        s.action,
+        s.family or '',
+        '/'.join(dict.fromkeys(s.dtypes)) + f' -> {s.out_dtype}',
+        f'step {s.layers} x {s.rows}',
+        ', '.join(pattern for pattern, _ in fold_names(s.names)),
+      )
+      for s in plan.stacks
+    ]
+  )
+  lines += [
+    '',
+    f'{format_size(plan.bytes_read)} to read in {len(plan.steps)} steps, '
+    f'{format_size(plan.bytes_written)} to write in {len(plan.layout.shards)} files, '
+    f'floating tensors as {output_dtype}',
+    f'predicted peak memory {format_size(plan.peak_memory)}, '
+    f'budget {format_size(plan.budget)}',
+    f'fingerprint {plan.fingerprint()[:16]}',
+  ]
+  return lines + [f'warning: {warning}' for warning in plan.warnings]
