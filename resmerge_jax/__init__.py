@@ -30,7 +30,7 @@ _HOME = {
   'merge_state_dicts': 'pipeline.state_dicts',
 }
 
-__all__ = [  # noqa: RUF022
+__all__ = [
   'InputError', 'Manifest', 'MergeConfig', 'MergeResult', 'ResMerge', 'Rule',
   'TaskArithmetic', 'merge', 'merge_state_dicts',
 ]  # fmt: skip

@@ -38,6 +38,11 @@ def stack_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(*AXES, None))
 
 
+def expert_sharding(mesh: Mesh) -> NamedSharding:
+  """Of LxNxRxC arrays: every device holds all experts of its rows."""
+  return NamedSharding(mesh, PartitionSpec(AXES[0], None, AXES[1], None))
+
+
 def layer_sharding(mesh: Mesh) -> NamedSharding:
   """Of arrays with one entry per layer."""
   return NamedSharding(mesh, PartitionSpec(AXES[0]))

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from resmerge_jax.errors import InputError
 
@@ -27,6 +27,7 @@ def run_app(
   stderr and exits with `error_status`; any other exception is a defect and keeps its
   traceback. The flags that --help lists are those of main's module.
   """
+  logging.set_verbosity(logging.WARNING)  # JAX tells about absent backends
   sys.modules['__main__'].__doc__ = doc  # where absl takes the text from
 
   def guarded(argv: list[str]) -> int:

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 
 PRECISION = jax.lax.Precision.HIGHEST
 EPS = 2.0**-24  # unit round-off of float32
-STEPS = 4  # Krylov steps between two Rayleigh-Ritz tests: each test costs an eigh
-MAX_CYCLES = 12  # 48 steps; what has not settled by then is for the exact solver
+STEPS = 5  # Krylov steps between two Rayleigh-Ritz tests: each test costs an eigh
+MAX_CYCLES = 10  # 50 steps; what has not settled by then is for the exact solver
 TOLERANCE = 1e-5  # wanted relative error of the head; stops ten times below MAX_ERROR
 MAX_ERROR = 1e-4  # above this estimate a head must not be used
-THIN = 96  # short sides up to this go through the whole Gram matrix
+THIN = 128  # short sides up to this go through the whole Gram matrix
 ROUNDING = 6.0  # Gram residual that rounding alone leaves, in units of EPS sigma_1^2
 FLOOR = 2e-6  # error of a perfectly separated head: rounding of y and v themselves
 
@@ -49,10 +49,15 @@ class _Basis(NamedTuple):
   cycle: jax.Array
 
 
-def top_k(delta_RxC: jax.Array, k: int, key: jax.Array) -> Head:
+def block_size(k: int) -> int:
+  """P: wide enough to see a cluster of up to three values below sigma_k."""
+  return k + 3
+
+
+def top_k(delta_RxC: jax.Array, k: int, start_PxC: jax.Array) -> Head:
   """Head of rank `k` of one float32 matrix, with an estimate of its error.
 
-  `key` seeds the random start. Where `error` exceeds MAX_ERROR the gap after
+  `start_PxC` is random, P = block_size(k). Where `error` exceeds MAX_ERROR the gap after
   sigma_k is too small for float32 (or the cap on steps was reached) and the caller
   must ask `linalg.exact`. A zero matrix gives a zero head with error 0.
   """
@@ -63,7 +68,7 @@ def top_k(delta_RxC: jax.Array, k: int, key: jax.Array) -> Head:
   if short <= THIN:
     y_MxR, v_MxC, theta_M, rho_M = _whole_space(delta_RxC, scale)
   else:
-    y_MxR, v_MxC, theta_M, rho_M = _krylov(delta_RxC, k, key, scale)
+    y_MxR, v_MxC, theta_M, rho_M = _krylov(delta_RxC, k, start_PxC, scale)
   theta_next = theta_M[k] if k < short else jnp.float32(0)
   nothing_hidden = 1.0 - theta_M.sum() + 1e-5 < theta_M[k - 1]
   error = _head_error(theta_M, rho_M, k) if k < short else jnp.float32(0)
@@ -100,7 +105,7 @@ def _whole_space(delta_RxC: jax.Array, scale: jax.Array) -> tuple[jax.Array, ...
   if d_RxC.shape[0] >= d_RxC.shape[1]:
     theta_M, s_CxM = jnp.linalg.eigh(_dot('rc,rm->cm', d_RxC, d_RxC))
     v_MxC = s_CxM.T[::-1]
-    y_MxR = _dot('mc,rc->mr', v_MxC, delta_RxC)
+    y_MxR = _dot('rc,mc->rm', delta_RxC, v_MxC).T
   else:
     theta_M, s_RxM = jnp.linalg.eigh(_dot('rc,mc->rm', d_RxC, d_RxC))
     u_MxR = s_RxM.T[::-1]
@@ -113,19 +118,19 @@ def _whole_space(delta_RxC: jax.Array, scale: jax.Array) -> tuple[jax.Array, ...
 
 
 def _krylov(
-  delta_RxC: jax.Array, k: int, key: jax.Array, scale: jax.Array
+  delta_RxC: jax.Array, k: int, start_PxC: jax.Array, scale: jax.Array
 ) -> tuple[jax.Array, ...]:
   """The leading Ritz pairs: (y_MxR, v_MxC, theta_M, rho_M), theta relative."""
   n_cols = delta_RxC.shape[1]
-  p = k + 3  # block: sees a cluster of up to three values below sigma_k
+  p = start_PxC.shape[0]
   kept = 2 * p
   m = kept + STEPS * p
 
   def step(i: int, state: tuple[jax.Array, ...]):
     v_MxC, t_MxM, x_PxC, _ = state
     v_MxC = jax.lax.dynamic_update_slice_in_dim(v_MxC, x_PxC, kept + i * p, 0)
-    y_PxR = _dot('pc,rc->pr', x_PxC, delta_RxC) * scale
-    w_PxC = _dot('pr,rc->pc', y_PxR, delta_RxC) * scale
+    y_RxP = _dot('rc,pc->rp', delta_RxC, x_PxC) * scale  # this order: no copy of delta
+    w_PxC = _dot('rp,rc->pc', y_RxP, delta_RxC) * scale
     t_PxM = _dot('pc,mc->pm', w_PxC, v_MxC)
     t_MxM = jax.lax.dynamic_update_slice_in_dim(t_MxM, t_PxM, kept + i * p, 0)
     t_MxM = jax.lax.dynamic_update_slice_in_dim(t_MxM, t_PxM.T, kept + i * p, 1)
@@ -155,21 +160,20 @@ def _krylov(
     head = basis.theta_M[:k].sum()
     residual = jnp.sqrt(jnp.clip((1.0 - head) / head, 0.0, 1.0))
     floor = EPS * basis.theta_M[0]
-    return (
-      (basis.cycle < MAX_CYCLES)
-      & (error > TOLERANCE * residual)
-      & (jnp.max(basis.rho_M[: k + 1]) > floor)
+    can_improve = (error > TOLERANCE * residual) & (
+      jnp.max(basis.rho_M[: k + 1]) > floor
     )
+    return (basis.cycle == 0) | ((basis.cycle < MAX_CYCLES) & can_improve)
 
   start = _Basis(
     v_MxC=jnp.zeros((m, n_cols)),
     t_MxM=jnp.zeros((m, m)),
-    x_PxC=_orthonormal(jax.random.normal(key, (p, n_cols))),
+    x_PxC=_orthonormal(_orthonormal(start_PxC)),
     theta_M=jnp.zeros(m),
     rho_M=jnp.full(m, jnp.inf),
     cycle=jnp.int32(0),
   )
-  basis = jax.lax.while_loop(unsettled, cycle, cycle(start))
+  basis = jax.lax.while_loop(unsettled, cycle, start)
   return _polish(delta_RxC, basis.v_MxC[:kept], basis.rho_M[:kept], scale)
 
 
@@ -178,7 +182,7 @@ def _polish(
 ) -> tuple[jax.Array, ...]:
   """Rayleigh-Ritz once more from clean products, free of the restarts' round-off."""
   v_MxC = 1.5 * v_MxC - 0.5 * _dot('mj,jc->mc', _dot('mc,jc->mj', v_MxC, v_MxC), v_MxC)
-  y_MxR = _dot('mc,rc->mr', v_MxC, delta_RxC)
+  y_MxR = _dot('rc,mc->rm', delta_RxC, v_MxC).T
   theta_M, s_MxM = jnp.linalg.eigh(_dot('mr,jr->mj', y_MxR * scale, y_MxR * scale))
   s_MxM = s_MxM[:, ::-1]
   y_MxR, v_MxC = _dot('mj,mr->jr', s_MxM, y_MxR), _dot('mj,mc->jc', s_MxM, v_MxC)
@@ -190,10 +194,11 @@ def _project_out(w_PxC: jax.Array, v_MxC: jax.Array) -> jax.Array:
 
 
 def _orthonormal(w_PxC: jax.Array) -> jax.Array:
-  """Orthonormal rows spanning those of `w`; directions of no size become zero rows."""
-  for _ in range(2):  # twice is enough: the first pass leaves cond(w) * EPS
-    size, q_PxP = jnp.linalg.eigh(_dot('pc,qc->pq', w_PxC, w_PxC))
-    usable = size > 1e-6 * jnp.maximum(size[-1], 1e-30)
-    inverse = jnp.where(usable, jax.lax.rsqrt(jnp.where(usable, size, 1.0)), 0.0)
-    w_PxC = _dot('pq,pc->qc', q_PxP * inverse, w_PxC)
-  return w_PxC
+  """Rows spanning those of `w`, orthonormal to cond(w) * EPS: apply twice.
+
+  Directions of no size become zero rows.
+  """
+  size_P, q_PxP = jnp.linalg.eigh(_dot('pc,qc->pq', w_PxC, w_PxC))
+  usable_P = size_P > 1e-6 * jnp.maximum(size_P[-1], 1e-30)
+  inverse_P = jnp.where(usable_P, jax.lax.rsqrt(jnp.where(usable_P, size_P, 1.0)), 0.0)
+  return _dot('pq,pc->qc', q_PxP * inverse_P, w_PxC)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from resmerge_jax.linalg.gram import Deltas
 from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.types import Family
 
@@ -39,7 +38,7 @@ class MergeFn(Protocol):
   def __call__(
     self,
     base_RxC: jax.Array,
-    delta_NxRxC: Deltas,
+    delta_NxRxC: jax.Array,
     head: Head | None,
     *,
     weights_N: jax.Array,
@@ -69,13 +68,13 @@ class Method:
   whole_matrix: bool = True
 
 
-def apply_update(update: Update, delta_NxRxC: Deltas) -> jax.Array:
+def apply_update(update: Update, delta_NxRxC: jax.Array) -> jax.Array:
   """The update as a float32 matrix RxC."""
   if isinstance(update, Dense):
     return update.update_RxC
   out_RxC = jnp.zeros_like(delta_NxRxC[0])
-  for a, delta_RxC in zip(update.a_N, delta_NxRxC, strict=True):
-    out_RxC += a * delta_RxC
+  for i in range(len(delta_NxRxC)):
+    out_RxC += update.a_N[i] * delta_NxRxC[i]
   n_terms = update.w_T.shape[0]
   if n_terms > FUSED_TERMS:
     return out_RxC + jnp.einsum(

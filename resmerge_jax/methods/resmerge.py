@@ -13,7 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from resmerge_jax.errors import InputError
-from resmerge_jax.linalg.gram import Deltas, gram, head_gram, norms_of_sums, residual
+from resmerge_jax.linalg.gram import (
+  another_pass,
+  gram,
+  head_gram,
+  norms_of_sums,
+  residual,
+)
 from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.methods.base import LowRank, Method, Stats
 from resmerge_jax.types import Family
@@ -85,7 +91,7 @@ class ResMerge:
 
 def merge(
   base_RxC: jax.Array,  # noqa: ARG001
-  delta_NxRxC: Deltas,
+  delta_NxRxC: jax.Array,
   head: Head | None,
   *,
   weights_N: jax.Array,  # noqa: ARG001
@@ -95,12 +101,13 @@ def merge(
   """ResMerge of one matrix: sum_i a_i R_i + b sum_i H_i, as Eq. 16 less W_0."""
   assert head is not None
   n = len(delta_NxRxC)
-  r_NxRxC = residual(delta_NxRxC, head)  # Eq. 6
-  gram_R_NxN, gram_H_NxN = gram(r_NxRxC), head_gram(head)
+  gram_R_NxN = gram(residual(delta_NxRxC, head))  # Eq. 6
+  gram_H_NxN = head_gram(head)
   norm_R_N, norm_H_N = _norms(gram_R_NxN), _norms(gram_H_NxN)
   norm_R_N = jnp.where(norm_R_N > NO_RESIDUAL * norm_H_N, norm_R_N, 0.0)
 
   unit_N = _unit_scale(norm_R_N, params)  # q_i = unit_i R_i, Eq. 7
+  r_NxRxC = residual(*another_pass(delta_NxRxC, head))
   norm_Q, norm_sum_R = norms_of_sums(r_NxRxC, jnp.stack([unit_N, norm_R_N > 0]))
   s_R, c_R = _reliability(gram_R_NxN, unit_N, norm_R_N, norm_Q, params)  # Eq. 8
   score = _score(s_R, c_R, n, params) * params.scale_of(family)

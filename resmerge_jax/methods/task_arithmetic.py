@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from resmerge_jax.errors import InputError
-from resmerge_jax.linalg.gram import Deltas
 from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.methods.base import LowRank, Method, Stats
 from resmerge_jax.types import Family
@@ -33,7 +32,7 @@ class TaskArithmetic:
 
 def merge(
   base_RxC: jax.Array,  # noqa: ARG001
-  delta_NxRxC: Deltas,
+  delta_NxRxC: jax.Array,
   head: Head | None,  # noqa: ARG001
   *,
   weights_N: jax.Array,

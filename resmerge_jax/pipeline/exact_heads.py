@@ -1,7 +1,6 @@
 """Second try, on the host in float64, for matrices whose head the solver flagged."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -10,15 +9,15 @@ from resmerge_jax.host_float import to_float32
 from resmerge_jax.linalg.exact import exact_head
 from resmerge_jax.linalg.krylov import MAX_ERROR, Head
 from resmerge_jax.pipeline.kernels import KernelSpec, Merged, compile_kernel
+from resmerge_jax.pipeline.staging import Staged
 
 
 def replace_flagged(
   spec: KernelSpec,
   merged: Merged,
-  views: Sequence[np.ndarray],
+  inputs: Staged,
   n_layers: int,
   weights_N: np.ndarray,
-  ids: Sequence[int],
 ) -> tuple[Merged, np.ndarray]:
   """`merged` with every layer redone whose head error exceeds MAX_ERROR.
 
@@ -30,7 +29,7 @@ def replace_flagged(
     return merged, np.zeros(shape, bool)
   flagged_LxN = merged.head.error > MAX_ERROR
   flagged_LxN[n_layers:] = False
-  flagged_LxN &= merged.finite_LxS.all(1, keepdims=True)
+  flagged_LxN &= np.isfinite(merged.delta_sq_LxN).all(1, keepdims=True)
   layers = np.flatnonzero(flagged_LxN.any(1))
   if not layers.size:
     return merged, flagged_LxN
@@ -42,14 +41,13 @@ def replace_flagged(
   for layer in layers:
     head = jax.tree.map(lambda x, at=layer: x[at : at + 1, ...].copy(), merged.head)
     for i in np.flatnonzero(flagged_LxN[layer]):
-      _solve(head, int(i), views[0][layer], views[1 + i][layer], rows)
-    stored = [view[layer : layer + 1, :rows] for view in views]
-    base, *experts = jax.device_put(stored, kernel.stack)
+      _solve(head, int(i), inputs.base[layer], inputs.experts[layer, i], rows)
+    one_layer = slice(layer, layer + 1)
     redone = kernel.run(
-      base,
-      tuple(experts),
+      jax.device_put(inputs.base[one_layer, :rows], kernel.base),
+      jax.device_put(inputs.experts[one_layer, :, :rows], kernel.experts),
       jax.device_put(weights_N, kernel.whole),
-      jax.device_put(np.asarray([ids[layer]], np.uint32), kernel.layer),
+      jax.device_put(np.zeros(one.start_shape, np.float32), kernel.whole),
       jax.device_put(_fit(head, rows), kernel.layer),
     )
     for old, new in zip(jax.tree.leaves(merged), jax.tree.leaves(redone), strict=True):

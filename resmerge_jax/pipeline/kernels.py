@@ -7,12 +7,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from resmerge_jax.linalg.gram import sums
-from resmerge_jax.linalg.krylov import Head, top_k
-from resmerge_jax.methods.base import apply_update
+from resmerge_jax.linalg.gram import another_pass, row_sums
+from resmerge_jax.linalg.krylov import Head, block_size, top_k
+from resmerge_jax.methods.base import Update, apply_update
 from resmerge_jax.methods.table import method_of
 from resmerge_jax.sharding import (
+  expert_sharding,
   layer_sharding,
   mesh_for,
   padded,
@@ -20,6 +22,10 @@ from resmerge_jax.sharding import (
   stack_sharding,
 )
 from resmerge_jax.types import DTYPES, Family
+
+# The classic emitters compile our programs a third faster than XLA:CPU's new ones, and
+# the result runs as fast (measured, docs/performance.md).
+CPU_OPTIONS = {'xla_cpu_use_fusion_emitters': False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +41,21 @@ class KernelSpec:
   layers: int
   rows: int
   cols: int
-  dtypes: tuple[str, ...]
+  n_experts: int
+  base_dtype: str
+  expert_dtype: str
   out_dtype: str
-  seed: int = 0
   head_given: bool = False
+
+  @property
+  def head_rank(self) -> int:
+    """k, at most the short side; 0 where the method wants no head."""
+    return min(method_of(self.params).head_rank(self.params), self.rows, self.cols)
+
+  @property
+  def start_shape(self) -> tuple[int, int]:
+    """PxC of the solver's random start."""
+    return (block_size(self.head_rank) if self.head_rank else 0, self.cols)
 
   def padded_shape(self, devices: Sequence[jax.Device]) -> tuple[int, int, int]:
     """LxRxC of the arrays the compiled step takes on these devices."""
@@ -54,8 +71,6 @@ class Merged(NamedTuple):
   zeros_LxN: jax.Array  # entries with D_i = 0, padding included
   update_sq_L: jax.Array  # ||U||^2
   loss_sq_L: jax.Array  # ||round(W_0 + U) - W_0 - U||^2
-  finite_LxS: jax.Array  # no NaN or Inf in source s (0: base)
-  out_finite_L: jax.Array
   stats: dict[str, jax.Array]
   head: Head | None
 
@@ -66,14 +81,31 @@ class Kernel:
 
   run: Any
   shape: tuple[int, int, int]  # padded
-  stack: jax.sharding.Sharding
+  base: jax.sharding.Sharding
+  experts: jax.sharding.Sharding
   layer: jax.sharding.Sharding
   whole: jax.sharding.Sharding
 
 
 def staged_dtype(code: str) -> Any:
-  """The dtype in which a stored tensor reaches the device: float64 goes as float32."""
+  """The dtype in which stored weights reach the device: float64 goes as float32."""
   return DTYPES['F32' if code == 'F64' else code]
+
+
+def common_dtype(codes: Sequence[str]) -> str:
+  """One dtype for all experts of a stack: their own, or float32 where they differ."""
+  return codes[0] if len(set(codes)) == 1 else 'F32'
+
+
+@functools.lru_cache(maxsize=64)
+def random_start(seed: int, spec: KernelSpec) -> np.ndarray:
+  """The solver's start, PxC: the same for all matrices of one width.
+
+  It depends on the seed and the shape alone, so neither the order of the tensors nor
+  the devices change a result.
+  """
+  rng = np.random.default_rng([seed, *spec.start_shape])
+  return rng.standard_normal(spec.start_shape, np.float32)
 
 
 @functools.lru_cache(maxsize=256)
@@ -86,11 +118,14 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
   def aval(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
-  n = len(spec.dtypes) - 1
-  sources = tuple(aval(shape, staged_dtype(code), stack) for code in spec.dtypes)
+  n = spec.n_experts
+  base = aval(shape, staged_dtype(spec.base_dtype), stack)
+  experts = aval(
+    (layers, n, rows, cols), staged_dtype(spec.expert_dtype), expert_sharding(mesh)
+  )
   head = None
   if spec.head_given:
-    k = min(method_of(spec.params).head_rank(spec.params), spec.rows, spec.cols)
+    k = spec.head_rank
     f32 = functools.partial(aval, dtype=jnp.float32, sharding=layer)
     head = Head(
       f32((layers, n, k, rows)), f32((layers, n, k, cols)), f32((layers, n, k)),
@@ -99,49 +134,46 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
   run = (
     jax.jit(functools.partial(_merge_stack, spec))
     .lower(
-      sources[0],
-      sources[1:],
+      base,
+      experts,
       aval((n,), jnp.float32, whole),
-      aval((layers,), jnp.uint32, layer),
+      aval(spec.start_shape, jnp.float32, whole),
       head,
     )
-    .compile()
+    .compile(CPU_OPTIONS if devices[0].platform == 'cpu' else None)
   )
-  return Kernel(run, shape, stack, layer, whole)
+  return Kernel(run, shape, stack, expert_sharding(mesh), layer, whole)
 
 
 def _merge_stack(
   spec: KernelSpec,
   base_LxRxC: jax.Array,
-  experts: tuple[jax.Array, ...],
+  experts_LxNxRxC: jax.Array,
   weights_N: jax.Array,
-  ids_L: jax.Array,
+  start_PxC: jax.Array,
   head: Head | None,
 ) -> Merged:
   one = functools.partial(_merge_one, spec)
-  return jax.vmap(one, (0, 0, None, 0, 0))(base_LxRxC, experts, weights_N, ids_L, head)
+  return jax.vmap(one, (0, 0, None, None, 0))(
+    base_LxRxC, experts_LxNxRxC, weights_N, start_PxC, head
+  )
 
 
 def _merge_one(
   spec: KernelSpec,
   stored_base_RxC: jax.Array,
-  stored_NxRxC: tuple[jax.Array, ...],
+  stored_NxRxC: jax.Array,
   weights_N: jax.Array,
-  tensor_id: jax.Array,
+  start_PxC: jax.Array,
   head: Head | None,
 ) -> Merged:
   """One matrix: exact float32 differences, head, merge, one rounding."""
   method = method_of(spec.params)
   base_RxC = stored_base_RxC.astype(jnp.float32)
-  delta_NxRxC = tuple(x.astype(jnp.float32) - base_RxC for x in stored_NxRxC)
-  k = method.head_rank(spec.params)
+  delta_NxRxC = stored_NxRxC.astype(jnp.float32) - base_RxC
+  k = spec.head_rank
   if k and head is None:
-    key = jax.random.fold_in(jax.random.key(spec.seed), tensor_id)
-    keys_N = jax.random.split(key, len(delta_NxRxC))
-    solve = functools.partial(top_k, k=k)
-    head = jax.vmap(lambda delta, key: solve(delta, key=key))(
-      jnp.stack(delta_NxRxC), keys_N
-    )
+    head = jax.vmap(functools.partial(top_k, k=k, start_PxC=start_PxC))(delta_NxRxC)
   update, stats = method.merge(
     base_RxC,
     delta_NxRxC,
@@ -150,20 +182,29 @@ def _merge_one(
     family=spec.family,
     params=spec.params,
   )
-  update_RxC = apply_update(update, delta_NxRxC)
-  merged_RxC = base_RxC + update_RxC
-  out_RxC = merged_RxC.astype(staged_dtype(spec.out_dtype))
-  loss_RxC = out_RxC.astype(jnp.float32) - merged_RxC
-  squares = sums([x * x for x in (*delta_NxRxC, update_RxC, loss_RxC)])
-  zeros = [jnp.sum(d == 0, axis=1, dtype=jnp.int32).sum() for d in delta_NxRxC]
-  return Merged(
-    out_LxRxC=out_RxC,
-    delta_sq_LxN=squares[:-2],
-    zeros_LxN=jnp.stack(zeros),
-    update_sq_L=squares[-2],
-    loss_sq_L=squares[-1],
-    finite_LxS=jnp.stack([jnp.isfinite(x).all() for x in (base_RxC, *delta_NxRxC)]),
-    out_finite_L=jnp.isfinite(out_RxC).all(),
-    stats=stats,
-    head=head,
+  out_dtype = staged_dtype(spec.out_dtype)
+  stored_base_RxC, delta_NxRxC, update = another_pass(
+    stored_base_RxC, delta_NxRxC, update
   )
+  merged_RxC = stored_base_RxC.astype(jnp.float32) + apply_update(update, delta_NxRxC)
+  out_RxC = merged_RxC.astype(out_dtype)
+  sums = _sums(*another_pass(stored_base_RxC, delta_NxRxC, update, out_RxC))
+  return Merged(out_RxC, *sums, stats, head)
+
+
+def _sums(
+  stored_base_RxC: jax.Array, delta_NxRxC: jax.Array, update: Update, out_RxC: jax.Array
+) -> tuple[jax.Array, ...]:
+  """The sums of `Merged`, from its second field on."""
+  n = delta_NxRxC.shape[0]
+  update_RxC = apply_update(update, delta_NxRxC)
+  merged_RxC = stored_base_RxC.astype(jnp.float32) + update_RxC
+  loss_RxC = out_RxC.astype(jnp.float32) - merged_RxC
+  rows = row_sums(
+    [delta_NxRxC[i] ** 2 for i in range(n)]
+    + [(delta_NxRxC[i] == 0).astype(jnp.float32) for i in range(n)]
+    + [update_RxC**2, loss_RxC**2]
+  )
+  delta_sq_N = jnp.stack([row_R.sum() for row_R in rows[:n]])
+  zeros_N = jnp.stack([row_R.astype(jnp.int32).sum() for row_R in rows[n : 2 * n]])
+  return delta_sq_N, zeros_N, rows[-2].sum(), rows[-1].sum()

@@ -9,6 +9,7 @@ import numpy as np
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.host_float import to_float32
 from resmerge_jax.pipeline.kernels import Merged
+from resmerge_jax.pipeline.staging import Staged
 from resmerge_jax.plan.rules import Rule, family_of
 from resmerge_jax.plan.stacks import Step
 
@@ -32,11 +33,11 @@ class Records:
     merged: Merged,
     branches: Sequence[str],
     exact_LxN: np.ndarray,
-    views: Sequence[np.ndarray],
+    inputs: Staged,
   ) -> None:
     """Takes the numbers of one computed step (host arrays)."""
     n_rows = step.row_stop - step.row_start
-    padding = (views[0].shape[1] - n_rows) * step.stack.n_cols
+    padding = (inputs.base.shape[1] - n_rows) * step.stack.n_cols
     for layer, name in enumerate(step.names):
       new = {
         'delta_sq': merged.delta_sq_LxN[layer].astype(np.float64),
@@ -51,13 +52,13 @@ class Records:
         key: branches[value[layer]] if key == 'branch' else _plain(value[layer])
         for key, value in merged.stats.items()
       }
-    self._compare(step, views, n_rows)
+    self._compare(step, inputs, n_rows)
 
-  def _compare(self, step: Step, views: Sequence[np.ndarray], n_rows: int) -> None:
+  def _compare(self, step: Step, inputs: Staged, n_rows: int) -> None:
     """Drops pairs of sources that differ; only pairs equal so far are looked at."""
     n_layers = len(step.names)
     for i, j in tuple(self._equal):
-      a, b = (views[s][:n_layers, :n_rows] for s in (i, j))
+      a, b = (inputs.source(s)[:n_layers, :n_rows] for s in (i, j))
       if not _same_values(a, b):
         self._equal.discard((i, j))
 

@@ -4,17 +4,19 @@ On CPU `device_put` aliases an aligned buffer instead of copying it, so a buffer
 be refilled only after every program that reads it has finished.
 """
 
+import dataclasses
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, Executor
 
 import numpy as np
 
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.checkpoint.reader import Reader
-from resmerge_jax.pipeline.kernels import staged_dtype
-from resmerge_jax.plan.stacks import Step
-from resmerge_jax.types import DTYPES
+from resmerge_jax.host_float import to_float32
+from resmerge_jax.pipeline.kernels import common_dtype, staged_dtype
+from resmerge_jax.plan.stacks import Stack, Step
+from resmerge_jax.types import DTYPES, TensorRef
 
 ALIGNMENT = 64  # bytes; what XLA's CPU client asks for to use a buffer in place
 
@@ -56,50 +58,63 @@ class Staging:
       self._free.put(aligned(0))
 
 
-def staged_views(
-  buffer: np.ndarray, shape: tuple[int, int, int], dtypes: Sequence[str]
-) -> list[np.ndarray]:
-  """One LxRxC array per source, cut from `buffer` at aligned offsets."""
-  views, offset = [], 0
-  for code in dtypes:
-    nbytes = _padded_bytes(shape, code)
-    used = int(np.prod(shape)) * staged_dtype(code).itemsize
-    views.append(buffer[offset : offset + used].view(staged_dtype(code)).reshape(shape))
-    offset += nbytes
-  return views
+@dataclasses.dataclass(frozen=True)
+class Staged:
+  """A step's input: one buffer seen as base LxRxC and experts LxNxRxC."""
+
+  buffer: np.ndarray
+  base: np.ndarray
+  experts: np.ndarray
+
+  def source(self, i: int) -> np.ndarray:
+    """LxRxC of source i (0: base)."""
+    return self.experts[:, i - 1] if i else self.base
 
 
-def staged_bytes(shape: tuple[int, int, int], dtypes: Sequence[str]) -> int:
-  return sum(_padded_bytes(shape, code) for code in dtypes)
-
-
-def _padded_bytes(shape: tuple[int, int, int], code: str) -> int:
-  nbytes = int(np.prod(shape)) * staged_dtype(code).itemsize
-  return nbytes + -nbytes % ALIGNMENT
+def staged(staging: Staging, shape: tuple[int, int, int], stack: Stack) -> Staged:
+  """Takes a buffer and cuts it for a step of padded `shape`; blocks are aligned."""
+  layers, rows, cols = shape
+  n_experts = len(stack.sources) - 1
+  kinds = [
+    ((layers, rows, cols), staged_dtype(stack.dtypes[0])),
+    (
+      (layers, n_experts, rows, cols),
+      staged_dtype(common_dtype(stack.dtypes[1:])),
+    ),
+  ]
+  sizes = [int(np.prod(shape)) * dtype.itemsize for shape, dtype in kinds]
+  starts = [0, sizes[0] + -sizes[0] % ALIGNMENT]
+  buffer = staging.take(starts[1] + sizes[1])
+  base, experts = (
+    buffer[start : start + size].view(dtype).reshape(shape)
+    for start, size, (shape, dtype) in zip(starts, sizes, kinds, strict=True)
+  )
+  return Staged(buffer, base, experts)
 
 
 def fill(
   step: Step,
-  views: Sequence[np.ndarray],
+  target: Staged,
   group: ExpertGroup,
   readers: Sequence[Reader],
   pool: Executor,
 ) -> None:
-  """Reads the rows of `step` into `views`, in parallel; padding becomes zeros.
+  """Reads the rows of `step` into `target`, in parallel; padding becomes zeros.
 
   Rows that an expert lacks become the base's (no change); rows that the base lacks
   are zeros.
   """
   n_layers, n_rows = len(step.names), step.row_stop - step.row_start
+  views = [target.source(i) for i in step.stack.sources]
   jobs = []
   for i, view in enumerate(views):
-    view[n_layers:].view(np.uint8)[...] = 0
-    view[:n_layers, n_rows:].view(np.uint8)[...] = 0
+    view[n_layers:] = 0
+    view[:n_layers, n_rows:] = 0
     if not step.present[i]:
       continue
     for layer, name in enumerate(step.names):
-      target = view[layer, :n_rows]
-      jobs.append(pool.submit(_read, readers[i], group, i, name, step, target))
+      out = view[layer, :n_rows]
+      jobs.append(pool.submit(_read, readers[i], group.ref(i, name), step, out))
   for job in jobs:
     job.result()
   for i, view in enumerate(views):
@@ -108,16 +123,11 @@ def fill(
       view[:n_layers, :n_rows] = 0 if lacks_base else views[0][:n_layers, :n_rows]
 
 
-def _read(
-  reader: Reader, group: ExpertGroup, i: int, name: str, step: Step, out: np.ndarray
-) -> None:
-  ref = group.ref(i, name)
-  read: Callable[[np.ndarray], None] = lambda x: reader.read_into(  # noqa: E731
-    ref, step.row_start, step.row_stop, x.reshape(-1).view(np.uint8)
-  )
-  if ref.dtype == 'F64':
-    wide = np.empty(out.shape, DTYPES['F64'])
-    read(wide)
-    out[...] = wide
-  else:
-    read(out)
+def _read(reader: Reader, ref: TensorRef, step: Step, out_RxC: np.ndarray) -> None:
+  """Straight into place; by way of a copy only where the dtype must change."""
+  stored = DTYPES[ref.dtype]
+  same = stored == out_RxC.dtype
+  rows = out_RxC if same else np.empty(out_RxC.shape, stored)
+  reader.read_into(ref, step.row_start, step.row_stop, rows.reshape(-1).view(np.uint8))
+  if not same:
+    out_RxC[...] = to_float32(rows)

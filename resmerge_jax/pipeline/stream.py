@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import os
 import time
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,9 +20,16 @@ from resmerge_jax.host_float import from_float32, to_float32
 from resmerge_jax.methods.table import method_of
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.pipeline.exact_heads import replace_flagged
-from resmerge_jax.pipeline.kernels import Kernel, KernelSpec, Merged, compile_kernel
+from resmerge_jax.pipeline.kernels import (
+  Kernel,
+  KernelSpec,
+  Merged,
+  common_dtype,
+  compile_kernel,
+  random_start,
+)
 from resmerge_jax.pipeline.records import Records
-from resmerge_jax.pipeline.staging import Staging, fill, staged_bytes, staged_views
+from resmerge_jax.pipeline.staging import Staged, Staging, fill, staged
 from resmerge_jax.plan.plan import MergePlan
 from resmerge_jax.plan.stacks import STAGED, Step
 from resmerge_jax.types import DTYPES
@@ -83,14 +89,14 @@ def stream(work: Work) -> tuple[Records, dict[str, float]]:
         step = steps.popleft()
         fetched.append((step, fetching.submit(fetch, step)))
       step, future = fetched.popleft()
-      buffer, views = _timed(seconds, 'read_wait', future.result)
+      inputs = _timed(seconds, 'read_wait', future.result)
       spec = _spec(work, step)
       result = None
       if _computes(step):
         kernel = _timed(seconds, 'compile_wait', kernels[spec].result)
-        result = _dispatch(work, kernel, step, views)
+        result = _dispatch(work, kernel, step, inputs)
       job = functools.partial(_finish, work, staging, records, spec)
-      finished.append(finishing.submit(job, step, buffer, views, result))
+      finished.append(finishing.submit(job, step, inputs, result))
       while len(finished) > 1:
         _timed(seconds, 'finish_wait', finished.popleft().result)
     for job_future in finished:
@@ -127,9 +133,10 @@ def _spec(work: Work, step: Step) -> KernelSpec:
     layers=stack.layers,
     rows=stack.rows,
     cols=stack.n_cols,
-    dtypes=stack.dtypes,
+    n_experts=len(stack.dtypes) - 1,
+    base_dtype=stack.dtypes[0],
+    expert_dtype=common_dtype(stack.dtypes[1:]),
     out_dtype=stack.out_dtype,
-    seed=work.seed if stack.action == 'method' else 0,
   )
 
 
@@ -142,18 +149,10 @@ def _shape(work: Work, step: Step) -> tuple[int, int, int]:
 
 def _fetch(
   work: Work, staging: Staging, pool: ThreadPoolExecutor, step: Step
-) -> tuple[np.ndarray, list[np.ndarray]]:
-  dtypes = [step.stack.dtypes[i] for i in step.stack.sources]
-  shape = _shape(work, step)
-  buffer = staging.take(staged_bytes(shape, dtypes))
-  views = staged_views(buffer, shape, dtypes)
-  fill(step, views, work.group, work.readers, pool)
-  return buffer, views
-
-
-def tensor_id(name: str) -> int:
-  """Key of a tensor's random numbers: depends on its name alone."""
-  return zlib.crc32(name.encode())
+) -> Staged:
+  target = staged(staging, _shape(work, step), step.stack)
+  fill(step, target, work.group, work.readers, pool)
+  return target
 
 
 def _weights(work: Work, step: Step) -> np.ndarray:
@@ -164,17 +163,13 @@ def _weights(work: Work, step: Step) -> np.ndarray:
   return weights_N
 
 
-def _dispatch(
-  work: Work, kernel: Kernel, step: Step, views: Sequence[np.ndarray]
-) -> Merged:
-  ids_L = np.zeros(kernel.shape[0], np.uint32)
-  ids_L[: len(step.names)] = [tensor_id(name) for name in step.names]
-  base, *experts = jax.device_put(list(views), kernel.stack)
+def _dispatch(work: Work, kernel: Kernel, step: Step, inputs: Staged) -> Merged:
+  start_PxC = random_start(work.seed, _spec(work, step))
   return kernel.run(
-    base,
-    tuple(experts),
+    jax.device_put(inputs.base, kernel.base),
+    jax.device_put(inputs.experts, kernel.experts),
     jax.device_put(_weights(work, step), kernel.whole),
-    jax.device_put(ids_L, kernel.layer),
+    jax.device_put(start_PxC, kernel.whole),
     None,
   )
 
@@ -185,26 +180,24 @@ def _finish(
   records: Records,
   spec: KernelSpec,
   step: Step,
-  buffer: np.ndarray,
-  views: Sequence[np.ndarray],
+  inputs: Staged,
   result: Merged | None,
 ) -> None:
   """Waits for a step, mends what the solver flagged, checks, writes, records."""
   if result is None:
-    out_LxRxC = _copied(step, views[0])
+    out_LxRxC = _copied(step, inputs.base)
   else:
     jax.block_until_ready(result)
     merged = jax.tree.map(np.asarray, result)
     merged, exact = replace_flagged(
-      spec, merged, views, len(step.names), _weights(work, step),
-      [tensor_id(name) for name in step.names],
+      spec, merged, inputs, len(step.names), _weights(work, step),
     )  # fmt: skip
-    _check_finite(work, step, merged)
+    _check_finite(work, step, merged, inputs)
     branches = method_of(spec.params).branches
-    records.add(step, merged, branches, exact, views)
+    records.add(step, merged, branches, exact, inputs)
     out_LxRxC = merged.out_LxRxC
   _write(work, step, out_LxRxC)
-  staging.give_back(buffer)
+  staging.give_back(inputs.buffer)
   work.progress(step.names[0], step.nbytes)
 
 
@@ -225,30 +218,39 @@ def _write(work: Work, step: Step, out_LxRxC: np.ndarray) -> None:
     work.sink.write(name, begin, out_RxC)
 
 
-def _check_finite(work: Work, step: Step, merged: Merged) -> None:
-  """Raises InputError naming every source and tensor with NaN or Inf."""
-  finite_LxS = merged.finite_LxS[: len(step.names)]
-  problems = []
+def _check_finite(work: Work, step: Step, merged: Merged, inputs: Staged) -> None:
+  """Raises InputError naming every source and tensor with NaN or Inf.
+
+  A sum of squares that is finite proves that all its terms are; only else are the
+  weights themselves looked at.
+  """
+  n_rows = step.row_stop - step.row_start
+  inputs, outputs = [], []
   for layer, name in enumerate(step.names):
-    sources = range(1) if not finite_LxS[layer, 0] else range(len(work.group.sources))
-    problems += [
-      f'{"base" if i == 0 else "expert"} {work.group.sources[i].id!r}: {name}'
-      for i in sources
-      if not finite_LxS[layer, i]
+    squares = [
+      *merged.delta_sq_LxN[layer],
+      merged.update_sq_L[layer],
+      merged.loss_sq_L[layer],
     ]
-  if problems:
+    if np.isfinite(squares).all():
+      continue
+    inputs += [
+      f'{"expert" if i else "base"} {source.id!r}: {name}'
+      for i, source in enumerate(work.group.sources)
+      if not np.isfinite(to_float32(inputs.source(i)[layer, :n_rows])).all()
+    ]
+    if not np.isfinite(to_float32(merged.out_LxRxC[layer, :n_rows])).all():
+      outputs.append(name)
+  if inputs:
     raise InputError(
       'NaN or Inf in the weights',
-      problems,
+      inputs,
       why='one such number spreads over the whole merged matrix',
       fix='take a checkpoint from before training diverged; nothing was written',
     )
-  over = [
-    name for layer, name in enumerate(step.names) if not merged.out_finite_L[layer]
-  ]
-  if over:
+  if outputs:
     raise InputError(
       f'merged values exceed the range of {step.stack.out_dtype}',
-      over,
+      outputs,
       fix='pass --output_dtype=bfloat16 or float32; nothing was written',
     )

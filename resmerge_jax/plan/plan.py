@@ -83,8 +83,10 @@ class MergePlan:
   def fingerprint(self) -> str:
     """SHA-256 over every decision of the plan and the place of every output byte."""
     text = json.dumps(
-      [[dataclasses.asdict(step) for step in self.steps]]
-      + [[dataclasses.asdict(ref) for ref in self.layout.where.values()]],
+      [
+        [dataclasses.asdict(step) for step in self.steps],
+        [dataclasses.asdict(ref) for ref in self.layout.where.values()],
+      ],
       sort_keys=True,
     )
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,7 +1,6 @@
 """The plan as text for people."""
 
 from collections import Counter
-from collections.abc import Sequence
 
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.checkpoint.summary import fold_names, table

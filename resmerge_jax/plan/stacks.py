@@ -5,6 +5,7 @@ all their rows, or, where rows are independent, a block of rows.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -184,5 +185,5 @@ def _steps(stack: Stack, group: ExpertGroup) -> Iterator[Step]:
     cuts = {0, stack.n_rows} | {n for n in has if n < stack.n_rows}
     cuts |= set(range(0, stack.n_rows, stack.rows))
     edges = sorted(cuts)
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
       yield Step(stack, (name,), start, stop, tuple(n > start for n in has))
