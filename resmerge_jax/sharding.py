@@ -27,10 +27,8 @@ def mesh_for(layers: int, rows: int, devices: Sequence[jax.Device]) -> Mesh:
 
 def padded(layers: int, rows: int, mesh: Mesh) -> tuple[int, int]:
   """The step's shape rounded up to what the mesh divides. Padding is zeros."""
-  sizes = (mesh.shape[axis] for axis in AXES)
-  return tuple(  # type: ignore[return-value]
-    math.ceil(n / size) * size for n, size in zip((layers, rows), sizes, strict=True)
-  )
+  on_layers, on_rows = (mesh.shape[axis] for axis in AXES)
+  return math.ceil(layers / on_layers) * on_layers, math.ceil(rows / on_rows) * on_rows
 
 
 def stack_sharding(mesh: Mesh) -> NamedSharding:

@@ -3,7 +3,9 @@
 import numpy as np
 
 
-def exact_head(delta_RxC: np.ndarray, k: int) -> tuple[np.ndarray, ...]:
+def exact_head(
+  delta_RxC: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
   """(y_KxR, v_KxC, sigma_K, sigma_next) from the float64 Gram matrix.
 
   Squaring the condition costs nothing here: in float64 the head's relative error
@@ -21,5 +23,5 @@ def exact_head(delta_RxC: np.ndarray, k: int) -> tuple[np.ndarray, ...]:
   else:
     v_KxC = np.linalg.qr((short_side @ d_RxC).T)[0].T
     y_KxR = v_KxC @ d_RxC.T
-  sigma_next = np.sqrt(max(theta[::-1][k], 0.0)) if theta.size > k else 0.0
-  return y_KxR, v_KxC, np.linalg.norm(y_KxR, axis=1), np.float64(sigma_next)
+  sigma_next = max(theta[::-1][k], 0.0) ** 0.5 if theta.size > k else 0.0
+  return y_KxR, v_KxC, np.linalg.norm(y_KxR, axis=1), float(sigma_next)

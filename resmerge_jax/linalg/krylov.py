@@ -126,7 +126,7 @@ def _krylov(
   kept = 2 * p
   m = kept + STEPS * p
 
-  def step(i: int, state: tuple[jax.Array, ...]):
+  def step(i: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     v_MxC, t_MxM, x_PxC, _ = state
     v_MxC = jax.lax.dynamic_update_slice_in_dim(v_MxC, x_PxC, kept + i * p, 0)
     y_RxP = _dot('rc,pc->rp', delta_RxC, x_PxC) * scale  # this order: no copy of delta

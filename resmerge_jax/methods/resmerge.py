@@ -175,7 +175,7 @@ def _reliability(
   """s_R, the mean pairwise cosine, and c_R, the mean cosine to q_src (Eq. 8)."""
   q_NxN = gram_NxN * unit_N[:, None] * unit_N[None, :]  # <q_i, q_j>
   if params.variant == 'release_initial':
-    return _mean_of_pairs(q_NxN), norm_Q / norm_N.shape[0]
+    return _mean_of_pairs(q_NxN), jnp.minimum(norm_Q / norm_N.shape[0], 1.0)
   e, norm_q_N = params.eps + TINY**2, norm_N * unit_N
   s_R = _mean_of_pairs(q_NxN / (norm_q_N[:, None] * norm_q_N[None, :] + e))
   to_src_N = q_NxN.sum(1) / (norm_Q + e)  # <q_i, q_src>

@@ -24,12 +24,12 @@ def replace_flagged(
   Returns it with a boolean LxN array that tells which heads came from float64. A head
   with NaN is left alone: the caller reports the NaN itself.
   """
-  shape = merged.delta_sq_LxN.shape
+  shape = merged.sums.delta_sq_LxN.shape
   if merged.head is None:
     return merged, np.zeros(shape, bool)
   flagged_LxN = merged.head.error > MAX_ERROR
   flagged_LxN[n_layers:] = False
-  flagged_LxN &= np.isfinite(merged.delta_sq_LxN).all(1, keepdims=True)
+  flagged_LxN &= np.isfinite(merged.sums.delta_sq_LxN).all(1, keepdims=True)
   layers = np.flatnonzero(flagged_LxN.any(1))
   if not layers.size:
     return merged, flagged_LxN

@@ -25,7 +25,7 @@ from resmerge_jax.types import DTYPES, Family
 
 # The classic emitters compile our programs a third faster than XLA:CPU's new ones, and
 # the result runs as fast (measured, docs/performance.md).
-CPU_OPTIONS = {'xla_cpu_use_fusion_emitters': False}
+CPU_OPTIONS: dict[str, str | bool] = {'xla_cpu_use_fusion_emitters': False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,15 +63,24 @@ class KernelSpec:
     return (*padded(self.layers, self.rows, mesh), self.cols)
 
 
-class Merged(NamedTuple):
-  """Result of a step. Sums, not norms, so that blocks of rows add up."""
+Numbers = Any  # jax.Array from the device, numpy.ndarray once fetched to the host
 
-  out_LxRxC: jax.Array
-  delta_sq_LxN: jax.Array  # ||D_i||^2
-  zeros_LxN: jax.Array  # entries with D_i = 0, padding included
-  update_sq_L: jax.Array  # ||U||^2
-  loss_sq_L: jax.Array  # ||round(W_0 + U) - W_0 - U||^2
-  stats: dict[str, jax.Array]
+
+class Sums(NamedTuple):
+  """Sums, not norms, so that blocks of rows add up."""
+
+  delta_sq_LxN: Numbers  # ||D_i||^2
+  zeros_LxN: Numbers  # entries with D_i = 0, padding included
+  update_sq_L: Numbers  # ||U||^2
+  loss_sq_L: Numbers  # ||round(W_0 + U) - W_0 - U||^2
+
+
+class Merged(NamedTuple):
+  """Result of a step."""
+
+  out_LxRxC: Numbers
+  sums: Sums
+  stats: dict[str, Numbers]
   head: Head | None
 
 
@@ -127,10 +136,11 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
   if spec.head_given:
     k = spec.head_rank
     f32 = functools.partial(aval, dtype=jnp.float32, sharding=layer)
-    head = Head(
+    fields: tuple[Any, ...] = (
       f32((layers, n, k, rows)), f32((layers, n, k, cols)), f32((layers, n, k)),
       f32((layers, n)), f32((layers, n)), aval((layers, n), jnp.bool_, layer),
     )  # fmt: skip
+    head = Head(*fields)
   run = (
     jax.jit(functools.partial(_merge_stack, spec))
     .lower(
@@ -189,13 +199,12 @@ def _merge_one(
   merged_RxC = stored_base_RxC.astype(jnp.float32) + apply_update(update, delta_NxRxC)
   out_RxC = merged_RxC.astype(out_dtype)
   sums = _sums(*another_pass(stored_base_RxC, delta_NxRxC, update, out_RxC))
-  return Merged(out_RxC, *sums, stats, head)
+  return Merged(out_RxC, sums, stats, head)
 
 
 def _sums(
   stored_base_RxC: jax.Array, delta_NxRxC: jax.Array, update: Update, out_RxC: jax.Array
-) -> tuple[jax.Array, ...]:
-  """The sums of `Merged`, from its second field on."""
+) -> Sums:
   n = delta_NxRxC.shape[0]
   update_RxC = apply_update(update, delta_NxRxC)
   merged_RxC = stored_base_RxC.astype(jnp.float32) + update_RxC
@@ -207,4 +216,4 @@ def _sums(
   )
   delta_sq_N = jnp.stack([row_R.sum() for row_R in rows[:n]])
   zeros_N = jnp.stack([row_R.astype(jnp.int32).sum() for row_R in rows[n : 2 * n]])
-  return delta_sq_N, zeros_N, rows[-2].sum(), rows[-1].sum()
+  return Sums(delta_sq_N, zeros_N, rows[-2].sum(), rows[-1].sum())

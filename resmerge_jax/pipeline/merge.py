@@ -149,7 +149,7 @@ class _TiedHead:
     self._writer.write(name, offset_bytes, data)
     if self._watch and name in self._sums:
       raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
-      self._sums[name][offset_bytes] = zlib.crc32(raw)
+      self._sums[name][offset_bytes] = zlib.crc32(raw.data)
 
   def equal(self) -> bool | None:
     """None where there is no such pair."""

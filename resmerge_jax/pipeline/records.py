@@ -40,10 +40,10 @@ class Records:
     padding = (inputs.base.shape[1] - n_rows) * step.stack.n_cols
     for layer, name in enumerate(step.names):
       new = {
-        'delta_sq': merged.delta_sq_LxN[layer].astype(np.float64),
-        'zeros': merged.zeros_LxN[layer].astype(np.int64) - padding,
-        'update_sq': float(merged.update_sq_L[layer]),
-        'loss_sq': float(merged.loss_sq_L[layer]),
+        'delta_sq': merged.sums.delta_sq_LxN[layer].astype(np.float64),
+        'zeros': merged.sums.zeros_LxN[layer].astype(np.int64) - padding,
+        'update_sq': float(merged.sums.update_sq_L[layer]),
+        'loss_sq': float(merged.sums.loss_sq_L[layer]),
         'size': n_rows * step.stack.n_cols,
       }
       old = self._sums.setdefault(name, dict.fromkeys(SUMS, 0))

@@ -225,32 +225,33 @@ def _check_finite(work: Work, step: Step, merged: Merged, inputs: Staged) -> Non
   weights themselves looked at.
   """
   n_rows = step.row_stop - step.row_start
-  inputs, outputs = [], []
+  bad_inputs: list[str] = []
+  bad_outputs: list[str] = []
   for layer, name in enumerate(step.names):
     squares = [
-      *merged.delta_sq_LxN[layer],
-      merged.update_sq_L[layer],
-      merged.loss_sq_L[layer],
+      *merged.sums.delta_sq_LxN[layer],
+      merged.sums.update_sq_L[layer],
+      merged.sums.loss_sq_L[layer],
     ]
     if np.isfinite(squares).all():
       continue
-    inputs += [
+    bad_inputs += [
       f'{"expert" if i else "base"} {source.id!r}: {name}'
       for i, source in enumerate(work.group.sources)
       if not np.isfinite(to_float32(inputs.source(i)[layer, :n_rows])).all()
     ]
     if not np.isfinite(to_float32(merged.out_LxRxC[layer, :n_rows])).all():
-      outputs.append(name)
-  if inputs:
+      bad_outputs.append(name)
+  if bad_inputs:
     raise InputError(
       'NaN or Inf in the weights',
-      inputs,
+      bad_inputs,
       why='one such number spreads over the whole merged matrix',
       fix='take a checkpoint from before training diverged; nothing was written',
     )
-  if outputs:
+  if bad_outputs:
     raise InputError(
       f'merged values exceed the range of {step.stack.out_dtype}',
-      outputs,
+      bad_outputs,
       fix='pass --output_dtype=bfloat16 or float32; nothing was written',
     )
