@@ -19,6 +19,7 @@ Examples:
 
 from resmerge_jax.cli.app import run_app
 from resmerge_jax.cli.merge_flags import define_flags, merge_config
+from resmerge_jax.cli.runtime import use_compilation_cache, use_huge_pages
 from resmerge_jax.errors import InputError
 from resmerge_jax.sizes import format_size
 
@@ -32,6 +33,7 @@ def main(argv: list[str]) -> None:
   from resmerge_jax.pipeline.merge import merge  # JAX only once the flags are right
 
   config = merge_config()
+  use_compilation_cache()
   manifest = merge(config, show_progress=True)
   content = manifest.content
   for warning in manifest.warnings:
@@ -48,4 +50,5 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
   """Entry point of `resmerge-merge` and `python -m tools.merge`."""
+  use_huge_pages()
   run_app(main, __doc__, define=define_flags)

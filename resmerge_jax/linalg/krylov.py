@@ -15,8 +15,9 @@ import jax.numpy as jnp
 
 PRECISION = jax.lax.Precision.HIGHEST
 EPS = 2.0**-24  # unit round-off of float32
-STEPS = 5  # Krylov steps between two Rayleigh-Ritz tests: each test costs an eigh
-MAX_CYCLES = 10  # 50 steps; what has not settled by then is for the exact solver
+# Krylov steps before each Rayleigh-Ritz test: 5, 5, 10, 15, 15. Well separated heads
+# settle at once; close spectra want long chains. After 50 steps the host takes over.
+MIN_STEPS, MAX_STEPS, MAX_CYCLES = 5, 15, 5
 TOLERANCE = 1e-5  # wanted relative error of the head; stops ten times below MAX_ERROR
 MAX_ERROR = 1e-4  # above this estimate a head must not be used
 THIN = 128  # short sides up to this go through the whole Gram matrix
@@ -38,6 +39,7 @@ class Head(NamedTuple):
   sigma_next: jax.Array
   error: jax.Array
   certified: jax.Array
+  ritz_MxC: jax.Array  # orthonormal rows that start the host's solver
 
 
 class _Basis(NamedTuple):
@@ -52,6 +54,11 @@ class _Basis(NamedTuple):
 def block_size(k: int) -> int:
   """P: wide enough to see a cluster of up to three values below sigma_k."""
   return k + 3
+
+
+def ritz_size(k: int, short: int) -> int:
+  """M of `Head.ritz_MxC`."""
+  return min(2 * block_size(k), short)
 
 
 def top_k(delta_RxC: jax.Array, k: int, start_PxC: jax.Array) -> Head:
@@ -79,6 +86,7 @@ def top_k(delta_RxC: jax.Array, k: int, start_PxC: jax.Array) -> Head:
     sigma_next=jnp.sqrt(theta_next * energy),
     error=jnp.where(energy > 0, error + FLOOR, 0.0),
     certified=(energy == 0) | (short <= THIN) | nothing_hidden,
+    ritz_MxC=v_MxC[: ritz_size(k, short)],
   )
 
 
@@ -124,7 +132,7 @@ def _krylov(
   n_cols = delta_RxC.shape[1]
   p = start_PxC.shape[0]
   kept = 2 * p
-  m = kept + STEPS * p
+  m = kept + MAX_STEPS * p
 
   def step(i: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     v_MxC, t_MxM, x_PxC, _ = state
@@ -142,10 +150,11 @@ def _krylov(
 
   def cycle(basis: _Basis) -> _Basis:
     state = (basis.v_MxC, basis.t_MxM, basis.x_PxC, jnp.zeros((p, p)))
-    v_MxC, t_MxM, x_PxC, gram_PxP = jax.lax.fori_loop(0, STEPS, step, state)
+    n_steps = jnp.clip(MIN_STEPS * basis.cycle, MIN_STEPS, MAX_STEPS)
+    v_MxC, t_MxM, x_PxC, gram_PxP = jax.lax.fori_loop(0, n_steps, step, state)
     theta_M, s_MxM = jnp.linalg.eigh((t_MxM + t_MxM.T) / 2)
     theta_M, s_MxM = theta_M[::-1], s_MxM[:, ::-1]
-    last_PxM = s_MxM[-p:]
+    last_PxM = jax.lax.dynamic_slice_in_dim(s_MxM, kept + (n_steps - 1) * p, p)
     rho_M = jnp.sqrt(
       jnp.maximum(_dot('pm,pq,qm->m', last_PxM, gram_PxP, last_PxM), 0.0)
     )

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from resmerge_jax.host_float import to_float32
-from resmerge_jax.linalg.exact import exact_head
+from resmerge_jax.linalg.exact import host_head
 from resmerge_jax.linalg.krylov import MAX_ERROR, Head
 from resmerge_jax.pipeline.kernels import KernelSpec, Merged, compile_kernel
 from resmerge_jax.pipeline.staging import Staged
@@ -61,11 +61,11 @@ def _solve(
 ) -> None:
   """Puts the exact head of expert `i` into `head` (arrays 1xNx...)."""
   delta_RxC = to_float32(expert_RxC[:rows]) - to_float32(base_RxC[:rows])
-  y_KxR, v_KxC, sigma_K, sigma_next = exact_head(delta_RxC, head.sigma_K.shape[-1])
-  head.y_KxR[0, i, :, :rows], head.v_KxC[0, i] = y_KxR, v_KxC
-  head.sigma_K[0, i], head.sigma_next[0, i] = sigma_K, sigma_next
-  head.error[0, i] = 2.0**-24  # float64 result rounded to float32
-  head.certified[0, i] = True
+  found = host_head(delta_RxC, head.sigma_K.shape[-1], head.ritz_MxC[0, i])
+  head.y_KxR[0, i, :, :rows], head.v_KxC[0, i] = found.y_KxR, found.v_KxC
+  head.sigma_K[0, i], head.sigma_next[0, i] = found.sigma_K, found.sigma_next
+  head.error[0, i] = found.error
+  head.certified[0, i] |= found.certified
 
 
 def _fit(head: Head, rows: int) -> Head:

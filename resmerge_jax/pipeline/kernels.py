@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resmerge_jax.linalg.gram import another_pass, row_sums
-from resmerge_jax.linalg.krylov import Head, block_size, top_k
+from resmerge_jax.linalg.krylov import Head, block_size, ritz_size, top_k
 from resmerge_jax.methods.base import Update, apply_update
 from resmerge_jax.methods.table import method_of
 from resmerge_jax.sharding import (
@@ -139,6 +139,7 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
     fields: tuple[Any, ...] = (
       f32((layers, n, k, rows)), f32((layers, n, k, cols)), f32((layers, n, k)),
       f32((layers, n)), f32((layers, n)), aval((layers, n), jnp.bool_, layer),
+      f32((layers, n, ritz_size(k, min(spec.rows, cols)), cols)),
     )  # fmt: skip
     head = Head(*fields)
   run = (

@@ -1,0 +1,31 @@
+"""Settings of the process that a merge wants; the library itself changes none."""
+
+import os
+import pathlib
+import platform
+import sys
+
+MALLOC = 'GLIBC_TUNABLES'
+HUGE_PAGES = 'glibc.malloc.hugetlb=1'
+
+
+def use_huge_pages() -> None:
+  """Starts the command again with malloc asking for huge pages, on Linux with glibc.
+
+  XLA allocates its temporary arrays anew for every step; with 4 KiB pages their
+  faults cost as much as the arithmetic. The C library reads this setting only at
+  program start. A value that the user has set stands.
+  """
+  if platform.libc_ver()[0] == 'glibc' and MALLOC not in os.environ:
+    os.environ[MALLOC] = HUGE_PAGES
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def use_compilation_cache() -> None:
+  """Keeps compiled programs in the user's cache folder for the next run."""
+  import jax  # here, so that flags are checked before JAX is loaded
+
+  if jax.config.jax_compilation_cache_dir is None:
+    root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    jax.config.update('jax_compilation_cache_dir', f'{root}/resmerge_jax/xla')
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)

@@ -1,0 +1,82 @@
+"""Heads of many matrices at once, their truth by LAPACK, and larger test matrices."""
+
+import functools
+
+import jax
+import numpy as np
+
+from resmerge_jax.linalg.krylov import Head, block_size, top_k
+from resmerge_jax.pipeline.kernels import CPU_OPTIONS
+from tests.spectra import GAPS, spectrum_matrix
+
+
+@functools.cache
+def compiled(k: int):
+  """top_k over a leading batch axis, compiled as the pipeline compiles it."""
+  solve = jax.vmap(functools.partial(top_k, k=k), (0, None))
+  return jax.jit(
+    lambda d, start: solve(d, start_PxC=start), compiler_options=CPU_OPTIONS
+  )
+
+
+def start(k: int, cols: int, seed: int = 0) -> np.ndarray:
+  rng = np.random.default_rng([seed, k, cols])
+  return rng.standard_normal((block_size(k), cols), np.float32)
+
+
+def solve(delta_BxRxC: np.ndarray, k: int) -> Head:
+  """Heads of a batch, on the host."""
+  k = min(k, *delta_BxRxC.shape[1:])
+  return jax.device_get(compiled(k)(delta_BxRxC, start(k, delta_BxRxC.shape[2])))
+
+
+def product(y_KxR: np.ndarray, v_KxC: np.ndarray) -> np.ndarray:
+  """The head as a matrix."""
+  return y_KxR.astype(np.float64).T @ v_KxC.astype(np.float64)
+
+
+def lapack(delta_RxC: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+  """(H, all singular values) by a float64 SVD."""
+  u, sigma, vt = np.linalg.svd(delta_RxC.astype(np.float64), full_matrices=False)
+  return (u[:, :k] * sigma[:k]) @ vt[:k], sigma
+
+
+def relative_gap(sigma: np.ndarray, k: int) -> float:
+  """(sigma_k - sigma_k+1) / sigma_k, 1 where nothing is left beside the head."""
+  at_k, below = (*sigma, *[0.0] * (k + 1))[k - 1 : k + 1]
+  return 1.0 - below / at_k if at_k else 1.0
+
+
+def distance(got: np.ndarray, want: np.ndarray) -> float:
+  """Relative Frobenius error; a zero matrix must be met exactly."""
+  size = np.linalg.norm(want)
+  return float(np.linalg.norm(got - want) / size) if size else float(np.any(got))
+
+
+def larger(rows: int, cols: int, k: int, seed: int = 0) -> dict[str, np.ndarray]:
+  """Matrices whose short side exceeds THIN, so that the Krylov path solves them."""
+  rng = np.random.default_rng([seed, rows, cols, k])
+  j = np.arange(min(rows, cols))
+  head = 1.1 ** (k - 1.0 - j)
+  found = {
+    'gaussian': rng.standard_normal((rows, cols), np.float32),
+    'zero': np.zeros((rows, cols), np.float32),
+  }
+  spectra = {
+    'geometric': 0.8**j,
+    'power': (j + 1.0) ** -0.5,
+    'strong_head': np.where(j < k, 20.0 - j, 0.97 ** (j - k)),
+    'wide_range': np.where(j < k, 10.0 ** (-3 * j / k), 5e-4 * 0.9 ** (j - k)),
+    'rank_below_k': 0.7**j * (j < k - 1),
+    'rank_k': 0.7**j * (j < k),
+    'rank_above_k': 0.7**j * (j < k + 2),
+    'tie_inside_head': np.where(j < k, 1.0, 0.8 * 0.97 ** (j - k)),
+    'tie_at_k': np.where(j < k + 1, 1.0, 0.8 * 0.97 ** (j - k)),
+    'flat': 1.0 - 0.1 * j / len(j),
+    'tiny': 1e-7 * 0.8**j,
+  }
+  for gap in GAPS:
+    spectra[f'near_tie_{gap:g}'] = np.where(j < k, head, (1 - gap) * 0.97 ** (j - k))
+  for name, sigmas in spectra.items():
+    found[name] = spectrum_matrix(rng, rows, cols, sigmas)
+  return found
