@@ -22,7 +22,7 @@ merge_tiny_group() {
   step tools.make_group --shape=tiny --tied="$tied" --experts=3 --output="$group"
   step tools.plan "${flags[@]}"
   step tools.merge "${flags[@]}"
-  step tools.compare "$group/base" "$merged"
+  step tools.compare "$group/base" "$merged" || (($? == 1)) # 1: they differ
 }
 
 merge_tiny_group tied true

@@ -46,6 +46,7 @@ def define_flags(argv: list[str]) -> list[str]:
   config_flags.DEFINE_config_dict(
     'config',
     config,
+    sys_argv=rest,
     help_string='config file (a path, or a bundled name: '
     f'{", ".join(bundled_configs())}), default {DEFAULT_CONFIG}. '
     '--config.method.rho=0.3 overrides one field',

@@ -25,7 +25,7 @@ def use_compilation_cache() -> None:
   """Keeps compiled programs in the user's cache folder for the next run."""
   import jax  # here, so that flags are checked before JAX is loaded
 
-  if jax.config.jax_compilation_cache_dir is None:
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
     root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     jax.config.update('jax_compilation_cache_dir', f'{root}/resmerge_jax/xla')
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)

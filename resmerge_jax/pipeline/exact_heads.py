@@ -61,7 +61,7 @@ def _solve(
 ) -> None:
   """Puts the exact head of expert `i` into `head` (arrays 1xNx...)."""
   delta_RxC = to_float32(expert_RxC[:rows]) - to_float32(base_RxC[:rows])
-  found = host_head(delta_RxC, head.sigma_K.shape[-1], head.ritz_MxC[0, i])
+  found = host_head(delta_RxC, head.sigma_K.shape[-1], np.asarray(head.ritz_MxC[0, i]))
   head.y_KxR[0, i, :, :rows], head.v_KxC[0, i] = found.y_KxR, found.v_KxC
   head.sigma_K[0, i], head.sigma_next[0, i] = found.sigma_K, found.sigma_next
   head.error[0, i] = found.error

@@ -1,0 +1,60 @@
+"""Runs a command of resmerge_jax.cli in this process, as its entry point would."""
+
+import contextlib
+import io
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import NamedTuple
+from unittest import mock
+
+from absl import flags
+
+from resmerge_jax.cli import app
+
+
+class Done(NamedTuple):
+  """How a command ended and what it printed."""
+
+  status: int
+  out: str
+  err: str
+
+
+def run(command: ModuleType, *args: object) -> Done:
+  """Exit status and output of `command.run()` with these arguments.
+
+  Left out are absl's changes to logging and the compilation cache, which would
+  outlive the command; flags that it defines are removed again.
+  """
+  out, err = io.StringIO(), io.StringIO()
+  words = [command.__name__, *map(str, args)]
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(_flags_restored())
+    stack.enter_context(mock.patch.object(sys, 'argv', words))
+    stack.enter_context(mock.patch.object(app.app, 'run', _run))
+    stack.enter_context(mock.patch.object(sys.modules['__main__'], '__doc__', None))
+    if hasattr(command, 'use_compilation_cache'):
+      stack.enter_context(mock.patch.object(command, 'use_compilation_cache'))
+    stack.enter_context(contextlib.redirect_stdout(out))
+    stack.enter_context(contextlib.redirect_stderr(err))
+    try:
+      command.run()
+    except SystemExit as end:
+      return Done(end.code or 0, out.getvalue(), err.getvalue())
+  raise AssertionError('a command ends by sys.exit')
+
+
+def _run(main, flags_parser) -> None:
+  sys.exit(main(flags_parser(sys.argv)))
+
+
+@contextlib.contextmanager
+def _flags_restored() -> Iterator[None]:
+  known = set(flags.FLAGS)
+  try:
+    yield
+  finally:
+    for name in set(flags.FLAGS) - known:
+      delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()

@@ -1,0 +1,92 @@
+"""Small expert groups on disk, their merge, and what the merged folder holds."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ml_dtypes  # noqa: F401  before safetensors.numpy, which finds bfloat16 through it
+import numpy as np
+from safetensors.numpy import load_file
+
+import resmerge_jax
+from resmerge_jax.synthetic import ModelShape, make_group
+from tests import folders
+
+# Few different shapes, so few programs to compile; enough rows for row blocks.
+SMALL = ModelShape('qwen2', 64, 96, 2, 2, 2, 32, 1000, True, max_shard_size=100_000)
+MEAN = resmerge_jax.TaskArithmetic()
+
+
+class Group(NamedTuple):
+  base: pathlib.Path
+  experts: tuple[pathlib.Path, ...]
+
+
+def small(path: pathlib.Path, **settings: Any) -> Group:
+  """A synthetic Qwen2-shaped group with index, tokenizer and generation config."""
+  base, experts = make_group(path, SMALL, **settings)
+  return Group(base, tuple(experts))
+
+
+def write(
+  path: pathlib.Path,
+  base: Mapping[str, np.ndarray],
+  experts: Sequence[Mapping[str, np.ndarray]],
+  **settings: Any,
+) -> Group:
+  """Folders path/base, path/e0, ... with these weights (settings: of write_folder)."""
+  return Group(
+    folders.write_folder(path / 'base', base, **settings),
+    tuple(
+      folders.write_folder(path / f'e{i}', expert, **settings)
+      for i, expert in enumerate(experts)
+    ),
+  )
+
+
+def merge(
+  group: Group, output: pathlib.Path, **settings: Any
+) -> 'resmerge_jax.Manifest':
+  return resmerge_jax.merge(
+    resmerge_jax.MergeConfig(
+      base=group.base, experts=group.experts, output=output, **settings
+    )
+  )
+
+
+def load(folder: pathlib.Path) -> dict[str, np.ndarray]:
+  """All tensors of a folder, read by safetensors."""
+  found = {}
+  for file in sorted(folder.glob('*.safetensors')):
+    found |= load_file(file)
+  return found
+
+
+def weight_bytes(folder: pathlib.Path) -> dict[str, bytes]:
+  """The weight files and the index."""
+  files = [*folder.glob('*.safetensors'), *folder.glob('*.index.json')]
+  return {file.name: file.read_bytes() for file in files}
+
+
+def config(folder: pathlib.Path) -> dict[str, Any]:
+  return json.loads((folder / 'config.json').read_text())
+
+
+def records(folder: pathlib.Path) -> list[dict[str, Any]]:
+  lines = (folder / 'records.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+def assert_same_bits(
+  got: Mapping[str, np.ndarray], want: Mapping[str, np.ndarray]
+) -> None:
+  assert set(got) == set(want)
+  for name, value in want.items():
+    assert got[name].dtype == value.dtype, name
+    assert got[name].shape == value.shape, name
+    np.testing.assert_array_equal(
+      np.atleast_1d(got[name]).view(np.uint8),
+      np.atleast_1d(value).view(np.uint8),
+      err_msg=name,
+    )
