@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import ml_dtypes  # noqa: F401  before safetensors.numpy, which finds bfloat16 through it
+import ml_dtypes  # before safetensors.numpy, which finds bfloat16 through it
 import numpy as np
 from safetensors.numpy import load_file
 
@@ -15,6 +15,7 @@ from tests import folders
 
 # Few different shapes, so few programs to compile; enough rows for row blocks.
 SMALL = ModelShape('qwen2', 64, 96, 2, 2, 2, 32, 1000, True, max_shard_size=100_000)
+BF16 = np.dtype(ml_dtypes.bfloat16)
 MEAN = resmerge_jax.TaskArithmetic()
 
 
@@ -90,3 +91,20 @@ def assert_same_bits(
       np.atleast_1d(value).view(np.uint8),
       err_msg=name,
     )
+
+
+def assert_within_a_unit(
+  got: np.ndarray, want: np.ndarray, share: float, name: str
+) -> None:
+  """bfloat16 arrays, equal but for one unit on at most `share` of the entries."""
+  units = np.abs(_bf16_order(got) - _bf16_order(want))
+  assert units.max(initial=0) <= 1, f'{name}: off by {units.max()} bf16 units'
+  n = np.count_nonzero(units)
+  assert n <= share * units.size, f'{name}: {n} of {units.size} off by a unit'
+
+
+def _bf16_order(array: np.ndarray) -> np.ndarray:
+  """Position of each value in the ordered list of bfloat16 numbers."""
+  assert array.dtype == BF16, array.dtype
+  bits = array.view(np.uint16).astype(np.int64)
+  return np.where(bits < 0x8000, bits, 0x8000 - bits)
