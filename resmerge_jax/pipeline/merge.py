@@ -16,10 +16,11 @@ import jax
 import numpy as np
 
 import resmerge_jax
-from resmerge_jax.checkpoint.folder import open_checkpoint
+from resmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from resmerge_jax.checkpoint.group import ExpertGroup, check_group
 from resmerge_jax.checkpoint.reader import CheckpointReader
 from resmerge_jax.config import MergeConfig, outside_of, to_plain
+from resmerge_jax.errors import InputError
 from resmerge_jax.methods.table import method_of
 from resmerge_jax.pipeline.progress import Progress
 from resmerge_jax.pipeline.stream import Work, stream
@@ -55,12 +56,7 @@ def prepare(config: MergeConfig) -> Prepared:
   Raises:
     InputError: whatever is wrong that headers, names and the disk can tell.
   """
-  base = open_checkpoint(config.base, role='base')
-  ids = config.expert_ids or (None,) * len(config.experts)
-  experts = [
-    open_checkpoint(path, id, role=f'expert {id or pathlib.Path(path).name!r}')
-    for path, id in zip(config.experts, ids, strict=True)
-  ]
+  base, *experts = _open_all(config)
   group = check_group(base, experts, config.vocab)
   assert config.max_shard_size is None or isinstance(config.max_shard_size, int)
   assert config.memory_budget is None or isinstance(config.memory_budget, int)
@@ -75,6 +71,29 @@ def prepare(config: MergeConfig) -> Prepared:
   inputs = [pathlib.Path(path) for path in (config.base, *config.experts)]
   notes = check_output(config.output, inputs, plan.bytes_written, config.overwrite)
   return Prepared(group, plan, tuple(notes))
+
+
+def _open_all(config: MergeConfig) -> list[Checkpoint]:
+  """Base, then experts. Every folder that cannot be used is named at once."""
+  ids = config.expert_ids or (None,) * len(config.experts)
+  wanted = [(config.base, None, 'base')] + [
+    (path, id, f'expert {id or pathlib.Path(path).name!r}')
+    for path, id in zip(config.experts, ids, strict=True)
+  ]
+  opened, errors = [], []
+  for path, id, role in wanted:
+    try:
+      opened.append(open_checkpoint(path, id, role=role))
+    except InputError as error:
+      errors.append(error)
+  if len(errors) == 1:
+    raise errors[0]
+  if errors:
+    raise InputError(
+      f'{len(errors)} input folders cannot be used',
+      [str(error).replace('\n', '\n    ') for error in errors],
+    )
+  return opened
 
 
 def merge(config: MergeConfig, *, show_progress: bool = False) -> Manifest:

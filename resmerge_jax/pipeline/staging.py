@@ -75,12 +75,11 @@ def staged(staging: Staging, shape: tuple[int, int, int], stack: Stack) -> Stage
   """Takes a buffer and cuts it for a step of padded `shape`; blocks are aligned."""
   layers, rows, cols = shape
   n_experts = len(stack.sources) - 1
+  copied = stack.action == 'base'  # bytes pass through as they are stored
+  base_dtype = (DTYPES.__getitem__ if copied else staged_dtype)(stack.dtypes[0])
   kinds = [
-    ((layers, rows, cols), staged_dtype(stack.dtypes[0])),
-    (
-      (layers, n_experts, rows, cols),
-      staged_dtype(common_dtype(stack.dtypes[1:])),
-    ),
+    ((layers, rows, cols), base_dtype),
+    ((layers, n_experts, rows, cols), staged_dtype(common_dtype(stack.dtypes[1:]))),
   ]
   sizes = [int(np.prod(shape)) * dtype.itemsize for shape, dtype in kinds]
   starts = [0, sizes[0] + -sizes[0] % ALIGNMENT]

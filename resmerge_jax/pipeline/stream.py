@@ -68,9 +68,9 @@ def stream(work: Work) -> tuple[Records, dict[str, float]]:
   """
   records = Records(work.group, work.plan.rules)
   seconds = {'read_wait': 0.0, 'compile_wait': 0.0, 'finish_wait': 0.0}
-  with contextlib.ExitStack() as stack:
+  with contextlib.ExitStack() as cleanup:
     pools = [
-      stack.enter_context(_cancelling(ThreadPoolExecutor(n)))
+      cleanup.enter_context(_cancelling(ThreadPoolExecutor(n)))
       for n in (COMPILE_THREADS, READ_THREADS, 1, 1)
     ]
     compiling, reading, fetching, finishing = pools
@@ -79,7 +79,7 @@ def stream(work: Work) -> tuple[Records, dict[str, float]]:
       for spec in dict.fromkeys(_spec(work, s) for s in work.plan.steps if _computes(s))
     }
     staging = Staging(STAGED)
-    stack.callback(staging.close)
+    cleanup.callback(staging.close)
     fetch = functools.partial(_fetch, work, staging, reading)
     steps = deque(work.plan.steps)
     fetched: deque[tuple[Step, Future]] = deque()
@@ -97,10 +97,8 @@ def stream(work: Work) -> tuple[Records, dict[str, float]]:
         result = _dispatch(work, kernel, step, inputs)
       job = functools.partial(_finish, work, staging, records, spec)
       finished.append(finishing.submit(job, step, inputs, result))
-      while len(finished) > 1:
+      while len(finished) > 1 or (finished and not fetched and not steps):
         _timed(seconds, 'finish_wait', finished.popleft().result)
-    for job_future in finished:
-      _timed(seconds, 'finish_wait', job_future.result)
   return records, seconds
 
 
