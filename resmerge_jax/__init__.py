@@ -7,6 +7,8 @@ are loaded on first use: importing the package imports neither JAX nor a device.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from resmerge_jax.version import __version__
+
 if TYPE_CHECKING:
   from resmerge_jax.config import MergeConfig
   from resmerge_jax.errors import InputError
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
   from resmerge_jax.pipeline.merge import Manifest, merge
   from resmerge_jax.pipeline.state_dicts import MergeResult, merge_state_dicts
   from resmerge_jax.plan.rules import Rule
-
-__version__ = '0.1.0'
 
 _HOME = {
   'InputError': 'errors',
@@ -32,7 +32,7 @@ _HOME = {
 
 __all__ = [
   'InputError', 'Manifest', 'MergeConfig', 'MergeResult', 'ResMerge', 'Rule',
-  'TaskArithmetic', 'merge', 'merge_state_dicts',
+  'TaskArithmetic', '__version__', 'merge', 'merge_state_dicts',
 ]  # fmt: skip
 
 

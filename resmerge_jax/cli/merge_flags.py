@@ -13,7 +13,6 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-import resmerge_jax
 from resmerge_jax.config import (
   OUTPUT_DTYPES,
   VOCAB_POLICIES,
@@ -130,7 +129,7 @@ def _take(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
 
 def config_folder() -> pathlib.Path:
   """Bundled configs: those of the clone, or those installed with the package."""
-  package = pathlib.Path(resmerge_jax.__file__).parent
+  package = pathlib.Path(__file__).resolve().parents[1]
   if (package.parent / 'pyproject.toml').is_file():
     return package.parent / 'configs'
   return package / 'configs'

@@ -15,7 +15,6 @@ from typing import Any
 import jax
 import numpy as np
 
-import resmerge_jax
 from resmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from resmerge_jax.checkpoint.group import ExpertGroup, check_group
 from resmerge_jax.checkpoint.reader import CheckpointReader
@@ -25,6 +24,7 @@ from resmerge_jax.methods.table import method_of
 from resmerge_jax.pipeline.progress import Progress
 from resmerge_jax.pipeline.stream import Work, stream
 from resmerge_jax.plan.plan import MergePlan, make_plan
+from resmerge_jax.version import __version__
 from resmerge_jax.writers.card import model_card
 from resmerge_jax.writers.folder import FolderWriter, check_output
 from resmerge_jax.writers.sidecar import copied_side_files, output_config
@@ -189,7 +189,7 @@ def _padded_vocabulary(group: ExpertGroup) -> int | None:
 
 def versions() -> dict[str, str]:
   """Versions of the packages that numbers may depend on."""
-  found = {'resmerge_jax': resmerge_jax.__version__}
+  found = {'resmerge_jax': __version__}
   for name in PACKAGES[1:]:
     found[name] = importlib.metadata.version(name)
   return found
@@ -206,7 +206,7 @@ def _manifest(
 ) -> dict[str, Any]:
   group, plan = prepared.group, prepared.plan
   return {
-    'resmerge_jax': resmerge_jax.__version__,
+    'resmerge_jax': __version__,
     'versions': versions(),
     'config': to_plain(config),
     'inputs': [
