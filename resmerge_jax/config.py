@@ -53,6 +53,7 @@ class MergeConfig:
       if value is not None:
         object.__setattr__(self, name, parse_size(value))
     check_choices(self.output_dtype, self.vocab)
+    check_seed(self.seed)
     check_experts(len(self.experts), self.expert_ids, self.weights, self.method)
 
 
@@ -71,6 +72,11 @@ def check_choices(output_dtype: str, vocab: str) -> None:
   ):
     if value not in choices:
       raise InputError(f'{name}: got {value!r}, expected {" | ".join(choices)}')
+
+
+def check_seed(seed: int) -> None:
+  if seed < 0:  # numpy's generators take no other
+    raise InputError(f'seed: got {seed}, expected 0 or more')
 
 
 def check_experts(

@@ -51,6 +51,7 @@ def _run(main, flags_parser) -> None:
 
 @contextlib.contextmanager
 def _flags_restored() -> Iterator[None]:
+  app.app.define_help_flags()  # which absl does once in the life of a process
   known = set(flags.FLAGS)
   try:
     yield

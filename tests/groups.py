@@ -14,7 +14,8 @@ from resmerge_jax.synthetic import ModelShape, make_group
 from tests import folders
 
 # Few different shapes, so few programs to compile; enough rows for row blocks.
-SMALL = ModelShape('qwen2', 64, 96, 2, 2, 2, 32, 1000, True, max_shard_size=100_000)
+# Wide enough for the Krylov solver.
+SMALL = ModelShape('qwen2', 136, 160, 2, 2, 2, 68, 1000, True, max_shard_size=300_000)
 BF16 = np.dtype(ml_dtypes.bfloat16)
 MEAN = resmerge_jax.TaskArithmetic()
 
@@ -46,14 +47,16 @@ def write(
   )
 
 
-def merge(
+def config_of(
   group: Group, output: pathlib.Path, **settings: Any
-) -> 'resmerge_jax.Manifest':
-  return resmerge_jax.merge(
-    resmerge_jax.MergeConfig(
-      base=group.base, experts=group.experts, output=output, **settings
-    )
+) -> resmerge_jax.MergeConfig:
+  return resmerge_jax.MergeConfig(
+    base=group.base, experts=group.experts, output=output, **settings
   )
+
+
+def merge(group: Group, output: pathlib.Path, **settings: Any) -> resmerge_jax.Manifest:
+  return resmerge_jax.merge(config_of(group, output, **settings))
 
 
 def load(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -96,8 +99,13 @@ def assert_same_bits(
 def assert_within_a_unit(
   got: np.ndarray, want: np.ndarray, share: float, name: str
 ) -> None:
-  """bfloat16 arrays, equal but for one unit on at most `share` of the entries."""
+  """bfloat16 arrays, equal but for one unit on at most `share` of the entries.
+
+  Where numbers nearly cancel, float32 sums of the tensor's largest differ by more.
+  """
   units = np.abs(_bf16_order(got) - _bf16_order(want))
+  got, want = got.astype(np.float64), want.astype(np.float64)
+  units[np.abs(got - want) <= 2.0**-22 * np.abs(want).max(initial=0)] = 0
   assert units.max(initial=0) <= 1, f'{name}: off by {units.max()} bf16 units'
   n = np.count_nonzero(units)
   assert n <= share * units.size, f'{name}: {n} of {units.size} off by a unit'

@@ -15,14 +15,16 @@ import json
 from absl import flags
 
 from resmerge_jax.cli.app import run_app
-from resmerge_jax.cli.merge_flags import define_flags, merge_config
+from resmerge_jax.cli.merge_flags import define_flags, merge_config, register_help
 from resmerge_jax.errors import InputError
 from resmerge_jax.plan.report import describe_plan
 
 
 def _define_flags(argv: list[str]) -> list[str]:
   flags.DEFINE_boolean('json', False, 'print the plan as JSON')
-  return define_flags(argv)
+  rest = define_flags(argv)
+  register_help()
+  return rest
 
 
 def main(argv: list[str]) -> None:

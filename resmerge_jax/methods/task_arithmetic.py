@@ -42,7 +42,8 @@ def merge(
   """a_i = scale * w_i, divided by the sum of the weights for `mean`."""
   a_N = params.scale * weights_N
   if params.reduce == 'mean':
-    a_N = a_N / weights_N.sum()
+    total = weights_N.sum()  # 0 for rows of a padded vocabulary that no expert has
+    a_N = jnp.where(total == 0, 0.0, a_N / jnp.where(total == 0, 1.0, total))
   n_rows, n_cols = delta_NxRxC[0].shape
   return LowRank(a_N, jnp.zeros(0), jnp.zeros((0, n_rows)), jnp.zeros((0, n_cols))), {}
 

@@ -122,6 +122,10 @@ def make_plan(
     stacks=stacks,
     steps=build_steps(stacks, group),
     layout=lay_out(tuple(out.values()), max_shard_size),
-    warnings=(*group.warnings, *traps(tuple(group.base.tensors.values()), assigned)),
+    warnings=(
+      *(warning for source in group.sources for warning in source.warnings),
+      *group.warnings,
+      *traps(tuple(group.base.tensors.values()), assigned),
+    ),
     budget=budget if budget is not None else max(DEFAULT_BUDGET, peak_memory(stacks)),
   )

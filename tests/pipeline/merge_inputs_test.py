@@ -25,7 +25,7 @@ def experts_of(base, n=2, step=0.25):
     if value.dtype.kind in 'iub':
       return value.copy()
     grid = rng.integers(-8, 9, value.shape) * step
-    return (value.astype(np.float64) + grid).astype(value.dtype)
+    return np.asarray(value.astype(np.float64) + grid, value.dtype)
 
   return [{name: update(value) for name, value in base.items()} for _ in range(n)]
 
@@ -85,7 +85,9 @@ def test_dtypes_may_be_mixed_and_integers_are_copied(tmp_path):
   experts[1]['steps'] = np.arange(5) + 7
   group = groups.write(tmp_path, base, experts)
   for dtype in ('base', 'float32'):
-    merged = groups.merge(group, tmp_path / dtype, method=MEAN, output_dtype=dtype)
+    merged = groups.merge(
+      group, tmp_path / f'out_{dtype}', method=MEAN, output_dtype=dtype
+    )
     want = {
       name: mean_of(
         base, experts, name, value.dtype if dtype == 'base' else np.dtype(np.float32)
@@ -108,7 +110,7 @@ def test_dtypes_may_be_mixed_and_integers_are_copied(tmp_path):
 def test_other_ranks_follow_task_arithmetic_with_a_warning(tmp_path):
   rng = np.random.default_rng(0)
   base = {
-    'model.scale': np.float32(rng.integers(0, 8)).reshape(()),
+    'model.scale': np.asarray(rng.integers(0, 8), np.float32),
     'model.conv.weight': rng.integers(-8, 8, (3, 2, 4)).astype(np.float32),
     'model.layers.0.mlp.up_proj.weight': np.zeros((4, 4), np.float32),
   }
@@ -229,7 +231,7 @@ def test_rules_of_the_config(tmp_path):
     ('tokens stay', 1),
     ('given in the config', 5),
     ('given in the config', 2),
-  ] or {r['tensors'] for r in merged.content['rules']} == {1, 2, 5}
+  ]
   assert '`base (tokens stay)` | `1`' in (merged.output / 'README.md').read_text()
   read_back = config_from(json.loads(json.dumps(to_plain(config))))
   assert read_back.rules == config.rules
@@ -238,7 +240,7 @@ def test_rules_of_the_config(tmp_path):
 def test_twins_are_warned_about(tmp_path):
   base, expert = folders.tensors(), folders.tensors(1)
   expert['model.norm.weight'] = base['model.norm.weight']  # one equal tensor is no twin
-  group = groups.write(tmp_path, base, [expert, base, expert])
+  group = groups.write(tmp_path, base, [expert, base, expert], torch_dtype='bfloat16')
   merged = groups.merge(group, tmp_path / 'out', method=MEAN)
   assert merged.warnings == (
     "expert 'e1' is identical to the base: it brings no update",
@@ -253,7 +255,9 @@ def test_twins_are_warned_about(tmp_path):
 def test_twins_in_other_dtypes_are_found(tmp_path):
   expert = folders.tensors(1)
   wide = {name: value.astype(np.float32) for name, value in expert.items()}
-  group = groups.write(tmp_path, folders.tensors(), [expert, wide])
+  group = groups.write(
+    tmp_path, folders.tensors(), [expert, wide], torch_dtype='bfloat16'
+  )
   merged = groups.merge(group, tmp_path / 'out', method=MEAN)
   assert merged.warnings == (
     "experts 'e0' and 'e1' are identical: one update counts twice",
@@ -280,8 +284,10 @@ def test_numbers_that_are_not_finite(tmp_path, bad, who):
 def test_a_copied_tensor_with_nan_is_refused_too(tmp_path):
   base = folders.tensors()
   base['model.norm.weight'][0] = np.nan
-  rules = resmerge_jax.RELEASE_RULES if hasattr(resmerge_jax, 'RELEASE_RULES') else ()
-  rules = (resmerge_jax.Rule('', 'base', 'all'), *rules)
+  rules = (
+    resmerge_jax.Rule('norm', 'base', 'kept'),
+    resmerge_jax.Rule('', 'task_arithmetic', 'rest'),
+  )
   group = groups.write(tmp_path, base, [folders.tensors(1)])
   with pytest.raises(InputError, match=r"base 'base': model\.norm\.weight"):
     groups.merge(group, tmp_path / 'out', rules=rules)

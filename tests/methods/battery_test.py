@@ -1,0 +1,149 @@
+"""Properties that every method of the table has."""
+
+import functools
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resmerge_jax.errors import InputError
+from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.methods.base import apply_update
+from resmerge_jax.methods.resmerge import ResMerge
+from resmerge_jax.methods.table import METHODS, method_of
+from resmerge_jax.methods.task_arithmetic import TaskArithmetic
+from tests.methods import groups
+
+N, SIDE = 3, 10  # square, so that transposed matrices share the compiled program
+SETTINGS: dict[str, Any] = {
+  'resmerge': ResMerge(),
+  'resmerge-release': ResMerge(variant='release', head_rank=3),
+  'resmerge-release_initial': ResMerge(variant='release_initial', head_rank=2),
+  'resmerge-mean': ResMerge(backbone='mean', head_gate='none'),
+  'resmerge-head_only': ResMerge(backbone='none'),
+  'task_arithmetic': TaskArithmetic(),
+  'task_arithmetic-sum': TaskArithmetic(reduce='sum', scale=0.7),
+}
+every_method = pytest.mark.parametrize('name', SETTINGS)
+
+
+def update_of(params: Any, delta_NxRxC: jax.Array, head: Head | None) -> jax.Array:
+  update, _ = groups.merge(params, 'attention', delta_NxRxC, head)
+  return apply_update(update, delta_NxRxC)
+
+
+@functools.cache
+def program(name: str) -> Any:
+  return groups.compiled(functools.partial(update_of, SETTINGS[name]))
+
+
+def heads_for(name: str, delta_xNxRxC: np.ndarray) -> Head | None:
+  k = method_of(SETTINGS[name]).head_rank(SETTINGS[name])
+  return groups.exact_heads(delta_xNxRxC, k) if k else None
+
+
+def merged(name: str, delta_NxRxC: np.ndarray) -> np.ndarray:
+  return np.asarray(program(name)(delta_NxRxC, heads_for(name, delta_NxRxC)))
+
+
+def general(seed: int = 0) -> np.ndarray:
+  return groups.experts(N, SIDE, SIDE, 0.7, seed)
+
+
+def test_every_method_is_here():
+  assert {method_of(params).name for params in SETTINGS.values()} == set(METHODS)
+  assert all(isinstance(m.params(), m.params) for m in METHODS.values())
+  assert all(m.name == name and m.source for name, m in METHODS.items())
+
+
+def test_unknown_parameters_name_what_is_known():
+  with pytest.raises(InputError) as error:
+    method_of({'rho': 0.2})
+  assert error.value.what == 'method: got parameters of type dict'
+  assert 'pass one of ResMerge, TaskArithmetic' in str(error.value)
+
+
+@every_method
+def test_zero_updates_give_exactly_zero(name: str):
+  zero = np.zeros((N, SIDE, SIDE), np.float32)
+  np.testing.assert_array_equal(merged(name, zero), 0.0)
+
+
+@every_method
+def test_order_of_experts_is_irrelevant(name: str):
+  delta_NxRxC = general()
+  for order in ([1, 2, 0], [2, 1, 0]):
+    np.testing.assert_allclose(
+      merged(name, delta_NxRxC[order]), merged(name, delta_NxRxC), atol=1e-6
+    )
+
+
+@every_method
+@pytest.mark.parametrize('scale', [2.0**-6, 2.0**8])
+def test_scaling_all_updates_scales_the_merge(name: str, scale: float):
+  delta_NxRxC = general()
+  np.testing.assert_allclose(
+    merged(name, np.float32(scale) * delta_NxRxC) / scale,
+    merged(name, delta_NxRxC),
+    atol=1e-5,
+  )
+
+
+@every_method
+def test_transposing_commutes(name: str):
+  delta_NxRxC = general()
+  got = merged(name, np.ascontiguousarray(delta_NxRxC.transpose(0, 2, 1)))
+  np.testing.assert_allclose(got.T, merged(name, delta_NxRxC), atol=1e-6)
+
+
+@every_method
+def test_rotating_rows_and_columns_commutes(name: str):
+  rng = np.random.default_rng(1)
+  q, p = (np.linalg.qr(rng.standard_normal((SIDE, SIDE)))[0] for _ in range(2))
+  delta_NxRxC = general()
+  got = merged(name, (q @ delta_NxRxC.astype(np.float64) @ p).astype(np.float32))
+  np.testing.assert_allclose(got, q @ merged(name, delta_NxRxC) @ p, atol=2e-6)
+
+
+@every_method
+def test_a_stack_gives_what_its_matrices_give(name: str):
+  delta_LxNxRxC = np.stack([general(0), 0 * general(1), general(2)])
+  one = functools.partial(update_of, SETTINGS[name])
+  stack = groups.compiled(jax.vmap(one))
+  got = stack(delta_LxNxRxC, heads_for(name, delta_LxNxRxC))
+  want = np.stack([merged(name, delta_NxRxC) for delta_NxRxC in delta_LxNxRxC])
+  np.testing.assert_allclose(got, want, atol=1e-6)
+
+
+@every_method
+def test_finite_on_degenerate_experts(name: str):
+  x_RxC, zero = general()[0], np.zeros((SIDE, SIDE), np.float32)
+  rank_one = np.outer(np.arange(10.0), np.ones(10)).astype(np.float32)
+  for experts in (
+    [x_RxC, zero, zero],
+    [x_RxC, x_RxC, x_RxC],
+    [x_RxC, -x_RxC, zero],
+    [rank_one, -rank_one, rank_one.T],
+    [1e-15 * x_RxC] * 3,
+    [1e15 * x_RxC, x_RxC, zero],
+  ):
+    assert np.isfinite(merged(name, np.stack(experts))).all()
+
+
+@every_method
+def test_compiled_and_op_by_op_agree(name: str):
+  delta_NxRxC = jnp.asarray(general())
+  with jax.disable_jit():
+    plain = update_of(SETTINGS[name], delta_NxRxC, heads_for(name, general()))
+  np.testing.assert_allclose(plain, merged(name, general()), atol=1e-6)
+
+
+@every_method
+def test_two_calls_trace_once(name: str):
+  chex.clear_trace_counter()
+  traced = jax.jit(chex.assert_max_traces(update_of, 1), static_argnums=0)
+  for seed in range(2):
+    traced.lower(SETTINGS[name], general(seed), heads_for(name, general(seed)))

@@ -1,0 +1,83 @@
+"""Experts of one small matrix with their exact heads, for tests of merge functions."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resmerge_jax.linalg.exact import exact_head
+from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.methods.base import Update, apply_update
+from resmerge_jax.methods.table import method_of
+from resmerge_jax.types import Family
+
+# These programs are tiny: compiling them fast is all that counts.
+FAST_COMPILE: dict[str, str | bool | int] = {
+  'xla_cpu_use_fusion_emitters': False,
+  'xla_backend_optimization_level': 0,
+  'xla_llvm_disable_expensive_passes': True,
+}
+compiled = functools.partial(jax.jit, compiler_options=FAST_COMPILE)
+
+
+def experts(n: int, rows: int, cols: int, likeness: float, seed: int = 0) -> np.ndarray:
+  """NxRxC float32 of norms 0.5 to 1.5; `likeness` sets how far they agree."""
+  rng = np.random.default_rng([seed, n, rows, cols])
+  common_RxC = np.outer(rng.standard_normal(rows), rng.standard_normal(cols))
+  common_RxC += rng.standard_normal((rows, cols))
+  delta_NxRxC = likeness * common_RxC + rng.standard_normal((n, rows, cols))
+  norm_N = np.linalg.norm(delta_NxRxC, axis=(1, 2)) / rng.uniform(0.5, 1.5, n)
+  return (delta_NxRxC / norm_N[:, None, None]).astype(np.float32)
+
+
+def exact_heads(delta_xNxRxC: np.ndarray, k: int) -> Head:
+  """Heads with the leading axes of `delta`, rounded to float32."""
+  *lead, rows, cols = delta_xNxRxC.shape
+  found = [exact_head(d, k) for d in delta_xNxRxC.reshape(-1, rows, cols)]
+  stacked = [
+    np.stack([np.float32(x) for x in field]) for field in zip(*found, strict=True)
+  ]
+  fields = [x.reshape(*lead, *x.shape[1:]) for x in stacked]
+  return Head(*fields, ritz_MxC=fields[1])
+
+
+def merge(
+  params: Any,
+  family: Family | None,
+  delta_NxRxC: jax.Array,
+  head: Head | None,
+  weights_N: Sequence[float] | None = None,
+) -> tuple[Update, dict[str, jax.Array]]:
+  n = len(delta_NxRxC)
+  weights = jnp.ones(n) if weights_N is None else jnp.asarray(weights_N, jnp.float32)
+  return method_of(params).merge(
+    jnp.zeros_like(delta_NxRxC[0]),
+    delta_NxRxC,
+    head,
+    weights_N=weights,
+    family=family,
+    params=params,
+  )
+
+
+def merge_all(
+  settings: Sequence[tuple[Any, Family | None]],
+) -> Callable[[np.ndarray, Head], list[tuple[jax.Array, dict[str, jax.Array]]]]:
+  """One program: for each setting the updates and stats of a batch BxNxRxC."""
+
+  def one(
+    params: Any, family: Family | None, delta_NxRxC: jax.Array, head: Head
+  ) -> Any:
+    update, stats = merge(params, family, delta_NxRxC, head)
+    return apply_update(update, delta_NxRxC), stats
+
+  def all_of(delta_BxNxRxC: jax.Array, head: Head) -> Any:
+    return [
+      jax.vmap(functools.partial(one, *setting))(delta_BxNxRxC, head)
+      for setting in settings
+    ]
+
+  return compiled(all_of)
