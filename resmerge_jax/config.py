@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -46,8 +47,12 @@ class MergeConfig:
   def __post_init__(self) -> None:
     for name in ('experts', 'expert_ids', 'weights'):
       value = getattr(self, name)
+      if isinstance(value, str):
+        raise InputError(f'{name}: got the text {value!r}, expected a list')
       if value is not None:
         object.__setattr__(self, name, tuple(value))
+    object.__setattr__(self, 'rules', rules_from(self.rules))
+    method_of(self.method)  # refuses what is no method's parameters
     for name in ('max_shard_size', 'memory_budget'):
       value = getattr(self, name)
       if value is not None:
@@ -75,7 +80,8 @@ def check_choices(output_dtype: str, vocab: str) -> None:
 
 
 def check_seed(seed: int) -> None:
-  if seed < 0:  # numpy's generators take no other
+  """Raises InputError for what is no seed."""
+  if not isinstance(seed, int) or seed < 0:  # numpy's generators take no other
     raise InputError(f'seed: got {seed}, expected 0 or more')
 
 
@@ -96,6 +102,8 @@ def check_experts(
       )
   if weights is None:
     return
+  if not all(math.isfinite(weight) for weight in weights):
+    raise InputError(f'weights: got {list(weights)}, expected finite numbers')
   if not method_of(method).takes_weights:
     raise InputError(
       f'weights: {method_of(method).name} defines none',
@@ -124,6 +132,11 @@ def make_method(name: str, params: Mapping[str, Any] | Any | None = None) -> Any
   wanted = METHODS[name].params
   if isinstance(params, wanted):
     return params
+  if params is not None and not isinstance(params, Mapping):
+    raise InputError(
+      f'method {name}: got parameters of type {type(params).__name__}',
+      fix=f'pass a mapping of its fields, or a {wanted.__name__}',
+    )
   return from_mapping(wanted, params or {}, f'method {name}')
 
 
@@ -138,15 +151,21 @@ def from_mapping(kind: type, values: Mapping[str, Any], where: str) -> Any:
       f'{where}: unknown field', unknown, fix=f'known fields: {", ".join(fields)}'
     )
   wrong = [
-    f'{name}: got {value!r} ({type(value).__name__}), expected a number'
+    f'{name}: got {value!r} ({type(value).__name__}), expected {expected.__name__}'
     for name, value in values.items()
-    if isinstance(fields[name].default, float | int)
-    and not isinstance(fields[name].default, bool)
-    and (isinstance(value, bool) or not isinstance(value, float | int))
+    for expected in (type(fields[name].default),)
+    if expected in (int, float, str, bool) and not _fits(value, expected)
   ]
   if wrong:
     raise InputError(f'{where}: wrong type', wrong)
   return kind(**values)
+
+
+def _fits(value: Any, expected: type) -> bool:
+  """Whether a field whose default is of type `expected` takes `value`."""
+  if expected is float:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+  return isinstance(value, expected) and (expected is bool or value is not True)
 
 
 def did_you_mean(name: str, known: Any) -> str:
@@ -172,10 +191,14 @@ def config_from(values: Mapping[str, Any]) -> MergeConfig:
     raise InputError(
       'missing flags', missing, fix='python -m tools.merge --help shows examples'
     )
-  method = dict(values.pop('method', {}))
+  method = {k: v for k, v in values.pop('method', {}).items() if v is not None}
+  if 'family_scale' in method:
+    scale = {k: v for k, v in dict(method['family_scale']).items() if v is not None}
+    method['family_scale'] = scale or None
   values['method'] = make_method(method.pop('name', 'resmerge'), method)
   if 'outside' in values:
-    values['outside'] = make_method('task_arithmetic', values['outside'])
+    outside = {k: v for k, v in values['outside'].items() if v is not None}
+    values['outside'] = make_method('task_arithmetic', outside) if outside else None
   if 'rules' in values:
     values['rules'] = rules_from(values['rules'])
   return from_mapping(MergeConfig, values, 'config')

@@ -1,5 +1,5 @@
-"""Float conversions on the host. numpy handles ml_dtypes element by element: for
-bfloat16 the bits are moved instead."""
+"""Widening on the host: numpy handles ml_dtypes element by element, so for bfloat16
+the bits are moved instead."""
 
 import numpy as np
 
@@ -15,8 +15,3 @@ def to_float32(array: np.ndarray) -> np.ndarray:
     np.left_shift(wide, 16, out=wide)
     return wide.view(np.float32)
   return array.astype(np.float32)
-
-
-def from_float32(array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-  """float32 rounded once, to nearest even, to a floating `dtype`."""
-  return array.astype(dtype)

@@ -175,11 +175,8 @@ def test_mergekits_task_arithmetic_agrees(group, tmp_path):
   ours = groups.merge(group, tmp_path / 'ours', method=groups.MEAN).output
   got, want = groups.load(ours), groups.load(tmp_path / 'theirs')
   assert got.keys() == want.keys()
-  n_off = 0
   for name, value in got.items():
-    groups.assert_within_a_unit(value, want[name], share=0.01, name=name)
-    n_off += np.count_nonzero(value != want[name])
-  assert n_off <= 1e-3 * sum(value.size for value in got.values())
+    groups.assert_within_a_unit(value, want[name], share=0.003, name=name)
 
 
 def test_safetensors_reads_every_file(group, tmp_path):

@@ -192,7 +192,7 @@ def test_rows_on_different_devices_add_up_blocks_of_the_solver(
     assert max(sizes.values()) == N * spec.cols**2
   else:
     assert in_steps == [N * block]  # one in a step
-    assert max(sizes.values()) <= 2 * N * block
+    assert max(sizes.values()) <= N * (2 * block + 8)  # the Ritz vectors, once
 
 
 @pytest.mark.parametrize(

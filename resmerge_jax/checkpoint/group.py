@@ -93,6 +93,8 @@ def check_group(
   """
   experts = tuple(experts)
   _check_ids(experts)
+  if not base.tensors:
+    raise InputError(f'base {base.id!r} holds no tensors')
   warnings = head_warnings(base)
   aliases: dict[int, dict[str, str]] = {}
   problems: list[_Problem] = []

@@ -36,6 +36,8 @@ def main(argv: list[str]) -> None:
   use_compilation_cache()
   manifest = merge(config, show_progress=True)
   content = manifest.content
+  for note in manifest.notes:
+    print(f'note: {note}')
   for warning in manifest.warnings:
     print(f'warning: {warning}')
   seconds = content['seconds']['until_commit']

@@ -4,14 +4,16 @@
 defaults, `--config.field=value` overrides single fields, and the plain flags win.
 """
 
+import dataclasses
 import importlib.util
+import json
 import pathlib
 import sys
 from typing import Any
 
 import ml_collections
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 from resmerge_jax.config import (
   OUTPUT_DTYPES,
@@ -22,7 +24,9 @@ from resmerge_jax.config import (
   make_method,
 )
 from resmerge_jax.errors import InputError
+from resmerge_jax.methods.resmerge import FAMILY_SCALE
 from resmerge_jax.methods.table import METHODS
+from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 
 DEFAULT_CONFIG = 'resmerge'
 FIELDS = (
@@ -41,12 +45,13 @@ def define_flags(argv: list[str]) -> list[str]:
   method, _ = _take(argv, 'method')
   config = load_config(chosen or DEFAULT_CONFIG)
   config.method = _complete_method(config.get('method', {}), method)
+  config.outside = _settable(TaskArithmetic, config.get('outside', {}))
   _check_overrides(config, rest)
   config_flags.DEFINE_config_dict(
     'config',
     config,
     sys_argv=rest,
-    help_string='config file (a path, or a bundled name: '
+    help_string='config file (a path, a manifest.json, or a bundled name: '
     f'{", ".join(bundled_configs())}), default {DEFAULT_CONFIG}. '
     '--config.method.rho=0.3 overrides one field',
   )
@@ -96,10 +101,17 @@ def _define_plain_flags() -> None:
 def merge_config() -> MergeConfig:
   """The configuration that the parsed flags describe."""
   values = flags.FLAGS.config.to_dict()
+  if flags.FLAGS.method not in (None, values['method']['name']):
+    raise InputError(
+      f'--method={flags.FLAGS.method} came from a flag file, too late to be used',
+      fix='give --method and --config on the command line itself',
+    )
   for name in FIELDS:
     value = flags.FLAGS[name].value
     if value is not None:
       values[name] = value
+    if isinstance(value, list) and '' in value:
+      raise InputError(f'--{name}: an empty item in {",".join(value)!r}')
   if 'weights' in values:
     values['weights'] = _numbers(values['weights'])
   return config_from(values)
@@ -143,12 +155,15 @@ def bundled_configs() -> list[str]:
 def load_config(spec: str) -> ml_collections.ConfigDict:
   """What `get_config()` of a file returns. `spec` is a path or a bundled name.
 
-  Text after a colon is passed on: 'sweep.py:rank=2' calls get_config('rank=2').
+  Text after a colon is passed on: 'sweep.py:rank=2' calls get_config('rank=2'). The
+  manifest.json of a merge stands for its configuration.
   """
   name, _, argument = spec.partition(':')
   path = pathlib.Path(name)
   if name in bundled_configs():
     path = config_folder() / f'{name}.py'
+  elif path.suffix == '.json' and path.is_file():
+    return _load_json(path)
   elif not path.is_file():
     raise InputError(
       f'--config={spec}: no such file, and no bundled config of that name'
@@ -174,18 +189,41 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(config.to_dict())
 
 
+def _load_json(path: pathlib.Path) -> ml_collections.ConfigDict:
+  """The configuration in a manifest.json: the same merge again."""
+  try:
+    values = json.loads(path.read_bytes())['config']
+    return ml_collections.ConfigDict(values)
+  except (ValueError, KeyError, TypeError) as error:
+    raise InputError(
+      f'--config={path}: not the manifest.json of a merge ({error!r})'
+    ) from error
+
+
 def _complete_method(given: Any, chosen: str | None) -> ml_collections.ConfigDict:
   """The method's fields with defaults filled in, so that each can be overridden."""
-  values = dict(given)
-  if chosen is not None:
-    values = {'name': chosen}
+  values = dict(given) if chosen is None else {'name': chosen}
   name = values.pop('name', 'resmerge')
-  params = make_method(name, values)
-  fields = {field: value for field, value in vars(params).items() if value is not None}
-  fields = {
-    field: dict(v) if isinstance(v, tuple) else v for field, v in fields.items()
-  }
-  return ml_collections.ConfigDict({'name': name, **fields})
+  fields = vars(make_method(name, values))
+  complete = ml_collections.ConfigDict(
+    {
+      'name': name,
+      **{k: v for k, v in fields.items() if not isinstance(v, tuple | None)},
+    }
+  )
+  if 'family_scale' in fields:
+    complete.family_scale = _settable(FAMILY_SCALE['paper'], values.get('family_scale'))
+  return complete
+
+
+def _settable(fields: Any, given: Any) -> ml_collections.ConfigDict:
+  """Fields that stay unset (None) unless the config file or a flag sets them."""
+  if isinstance(fields, type):
+    fields = {field.name: field.default for field in dataclasses.fields(fields)}
+  unset = {k: config_dict.placeholder(type(v)) for k, v in fields.items()}
+  settable = ml_collections.ConfigDict(unset)
+  settable.update(dict(given or {}))
+  return settable
 
 
 def _check_overrides(config: ml_collections.ConfigDict, argv: list[str]) -> None:
@@ -206,7 +244,8 @@ def _check_overrides(config: ml_collections.ConfigDict, argv: list[str]) -> None
     raise InputError(
       'unknown config field',
       unknown,
-      fix=f'fields of the method: {", ".join(config.method)}',
+      fix=f'fields: {", ".join(config)}; of config.method: {", ".join(config.method)}; '
+      'base, experts, output, vocab and sizes are plain flags',
     )
 
 

@@ -88,7 +88,7 @@ def exact_head(delta_RxC: np.ndarray, k: int) -> HostHead:
     theta, vectors = np.linalg.eigh(_transposed_times(delta_RxC, delta_RxC))
     v_CxK = vectors[:, ::-1][:, :k]
   else:
-    theta, vectors = np.linalg.eigh(_times(delta_RxC, delta_RxC.T))
+    theta, vectors = np.linalg.eigh(_row_gram(delta_RxC))
     v_CxK = np.linalg.qr(_transposed_times(delta_RxC, vectors[:, ::-1][:, :k]))[0]
   y_KxR = _times(delta_RxC, v_CxK).T
   sigma_next = float(max(theta[::-1][k], 0.0) ** 0.5) if theta.size > k else 0.0
@@ -105,6 +105,16 @@ def _times(delta_RxC: np.ndarray, x_CxM: np.ndarray) -> np.ndarray:
       for i in range(0, delta_RxC.shape[0], BLOCK_ROWS)
     ]
   )
+
+
+def _row_gram(delta_RxC: np.ndarray) -> np.ndarray:
+  """delta delta^T in float64, RxR."""
+  n_rows, n_cols = delta_RxC.shape
+  out_RxR = np.zeros((n_rows, n_rows))
+  for i in range(0, n_cols, BLOCK_ROWS):
+    block = delta_RxC[:, i : i + BLOCK_ROWS].astype(np.float64)
+    out_RxR += block @ block.T
+  return out_RxR
 
 
 def _transposed_times(delta_RxC: np.ndarray, y_RxM: np.ndarray) -> np.ndarray:

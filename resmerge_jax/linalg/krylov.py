@@ -21,7 +21,9 @@ MIN_STEPS, MAX_STEPS, MAX_CYCLES = 5, 15, 5
 TOLERANCE = 1e-5  # wanted relative error of the head; stops ten times below MAX_ERROR
 MAX_ERROR = 1e-4  # above this estimate a head must not be used
 THIN = 128  # short sides up to this go through the whole Gram matrix
-ROUNDING = 6.0  # Gram residual that rounding alone leaves, in units of EPS sigma_1^2
+# Rounding, in units of EPS sigma_1^2: what an eigh of the whole Gram matrix leaves as
+# residual; what a measured residual may miss; where a new direction is only noise.
+WHOLE_GRAM, MEASURED, NOISE = 8.0, 1.0, 8.0
 FLOOR = 2e-6  # error of a perfectly separated head: rounding of y and v themselves
 
 
@@ -77,7 +79,10 @@ def top_k(delta_RxC: jax.Array, k: int, start_PxC: jax.Array) -> Head:
   else:
     y_MxR, v_MxC, theta_M, rho_M = _krylov(delta_RxC, k, start_PxC, scale)
   theta_next = theta_M[k] if k < short else jnp.float32(0)
-  nothing_hidden = 1.0 - theta_M.sum() + 1e-5 < theta_M[k - 1]
+  # Weyl: a value outside the head is at most theta_{k+1}, or the energy left beside the
+  # basis, plus what couples the two.
+  beside = jnp.maximum(theta_next, 1.0 - theta_M.sum() + 1e-5)
+  nothing_hidden = beside + jnp.linalg.norm(rho_M) < theta_M[k - 1]
   error = _head_error(theta_M, rho_M, k) if k < short else jnp.float32(0)
   return Head(
     y_KxR=y_MxR[:k],
@@ -101,8 +106,7 @@ def _head_error(theta_M: jax.Array, rho_M: jax.Array, k: int) -> jax.Array:
   gap that counts is the one to theta_{k+1}, lowered by what it may still grow.
   """
   gap_K = theta_M[:k] - theta_M[k] - rho_M[k]
-  noise = ROUNDING * EPS * theta_M[0]
-  leak_K = jnp.where(gap_K > 0, (rho_M[:k] + noise) / gap_K, jnp.inf)
+  leak_K = jnp.where(gap_K > 0, rho_M[:k] / gap_K, jnp.inf)
   lost = jnp.sum(theta_M[:k] * jnp.minimum(leak_K, 1.0) ** 2)
   return jnp.sqrt(2 * lost / theta_M[:k].sum())
 
@@ -121,8 +125,8 @@ def _whole_space(delta_RxC: jax.Array, scale: jax.Array) -> tuple[jax.Array, ...
     size_M = jnp.linalg.norm(v_MxC, axis=1, keepdims=True)
     v_MxC = jnp.where(size_M > 0, v_MxC / jnp.where(size_M > 0, size_M, 1.0), 0.0)
     y_MxR = u_MxR * jnp.where(scale > 0, size_M / scale, 0.0)
-  theta_M = jnp.maximum(theta_M[::-1], 0.0)
-  return y_MxR, v_MxC, theta_M, jnp.zeros_like(theta_M)
+  theta_M = jnp.sum((y_MxR * scale) ** 2, axis=1)
+  return y_MxR, v_MxC, theta_M, jnp.full_like(theta_M, WHOLE_GRAM * EPS) * theta_M[0]
 
 
 def _krylov(
@@ -142,10 +146,11 @@ def _krylov(
     t_PxM = _dot('pc,mc->pm', w_PxC, v_MxC)
     t_MxM = jax.lax.dynamic_update_slice_in_dim(t_MxM, t_PxM, kept + i * p, 0)
     t_MxM = jax.lax.dynamic_update_slice_in_dim(t_MxM, t_PxM.T, kept + i * p, 1)
+    least = NOISE * EPS * jnp.max(jnp.linalg.norm(w_PxC, axis=1))
     w_PxC = w_PxC - _dot('pm,mc->pc', t_PxM, v_MxC)
     w_PxC = _project_out(w_PxC, v_MxC)
     gram_PxP = _dot('pc,qc->pq', w_PxC, w_PxC)
-    x_PxC = _orthonormal(_project_out(_orthonormal(w_PxC), v_MxC))
+    x_PxC = _orthonormal(_project_out(_orthonormal(w_PxC, least), v_MxC), 1e-3)
     return v_MxC, t_MxM, x_PxC, gram_PxP
 
   def cycle(basis: _Basis) -> _Basis:
@@ -177,37 +182,42 @@ def _krylov(
   start = _Basis(
     v_MxC=jnp.zeros((m, n_cols)),
     t_MxM=jnp.zeros((m, m)),
-    x_PxC=_orthonormal(_orthonormal(start_PxC)),
+    x_PxC=_orthonormal(_orthonormal(start_PxC, 0.0), 1e-3),
     theta_M=jnp.zeros(m),
     rho_M=jnp.full(m, jnp.inf),
     cycle=jnp.int32(0),
   )
   basis = jax.lax.while_loop(unsettled, cycle, start)
-  return _polish(delta_RxC, basis.v_MxC[:kept], basis.rho_M[:kept], scale)
+  return _polish(delta_RxC, basis.v_MxC[:kept], scale)
 
 
 def _polish(
-  delta_RxC: jax.Array, v_MxC: jax.Array, rho_M: jax.Array, scale: jax.Array
+  delta_RxC: jax.Array, v_MxC: jax.Array, scale: jax.Array
 ) -> tuple[jax.Array, ...]:
-  """Rayleigh-Ritz once more from clean products, free of the restarts' round-off."""
+  """Rayleigh-Ritz once more from clean products, and measured residuals."""
   v_MxC = 1.5 * v_MxC - 0.5 * _dot('mj,jc->mc', _dot('mc,jc->mj', v_MxC, v_MxC), v_MxC)
   y_MxR = _dot('rc,mc->rm', delta_RxC, v_MxC).T
   theta_M, s_MxM = jnp.linalg.eigh(_dot('mr,jr->mj', y_MxR * scale, y_MxR * scale))
   s_MxM = s_MxM[:, ::-1]
   y_MxR, v_MxC = _dot('mj,mr->jr', s_MxM, y_MxR), _dot('mj,mc->jc', s_MxM, v_MxC)
-  return y_MxR, v_MxC, jnp.maximum(theta_M[::-1], 0.0), rho_M
+  theta_M = jnp.maximum(theta_M[::-1], 0.0)
+  w_MxC = _dot('mr,rc->mc', y_MxR * scale, delta_RxC) * scale
+  rho_M = jnp.linalg.norm(w_MxC - theta_M[:, None] * v_MxC, axis=1)
+  return y_MxR, v_MxC, theta_M, rho_M + MEASURED * EPS * theta_M[0]
 
 
 def _project_out(w_PxC: jax.Array, v_MxC: jax.Array) -> jax.Array:
   return w_PxC - _dot('pm,mc->pc', _dot('pc,mc->pm', w_PxC, v_MxC), v_MxC)
 
 
-def _orthonormal(w_PxC: jax.Array) -> jax.Array:
-  """Rows spanning those of `w`, orthonormal to cond(w) * EPS: apply twice.
+def _orthonormal(w_PxC: jax.Array, least: jax.Array | float) -> jax.Array:
+  """Rows spanning those of `w`; directions no longer than `least` become zero rows.
 
-  Directions of no size become zero rows.
+  The Gram matrix resolves directions down to sqrt(EPS) of the longest; the shorter
+  ones are rotated apart and rescaled, but orthonormal only after a second call.
   """
-  size_P, q_PxP = jnp.linalg.eigh(_dot('pc,qc->pq', w_PxC, w_PxC))
-  usable_P = size_P > 1e-6 * jnp.maximum(size_P[-1], 1e-30)
-  inverse_P = jnp.where(usable_P, jax.lax.rsqrt(jnp.where(usable_P, size_P, 1.0)), 0.0)
-  return _dot('pq,pc->qc', q_PxP * inverse_P, w_PxC)
+  _, q_PxP = jnp.linalg.eigh(_dot('pc,qc->pq', w_PxC, w_PxC))
+  w_PxC = _dot('pq,pc->qc', q_PxP, w_PxC)
+  size_P = jnp.linalg.norm(w_PxC, axis=1, keepdims=True)
+  usable_P = size_P > least
+  return jnp.where(usable_P, w_PxC / jnp.where(usable_P, size_P, 1.0), 0.0)

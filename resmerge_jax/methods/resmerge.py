@@ -6,6 +6,7 @@ residual is kept. Three variants of one kernel: `paper` follows Eq. 6-16 and A.2
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Literal
 
@@ -37,6 +38,7 @@ CHOICES = {
 BRANCHES = ('consensus', 'mean', 'zero')  # what the backbone A came out as
 CONSENSUS, MEAN, ZERO = range(3)
 TINY = 1e-8  # the releases' absolute thresholds on norms
+MAX_RANK = 64  # the solver keeps k + 3 vectors per block
 CANCELLED = 1e-5  # |Q| / N below which float32 leaves Q no direction
 NO_RESIDUAL = 2e-6  # ||R|| / ||D|| that the rounding of a head leaves by itself
 
@@ -48,7 +50,8 @@ class ResMerge:
   `head_gate`: 'agreement' is S_H of Eq. 14; 'none' puts 1 in its place (same budget).
   `backbone`: 'consensus' is A of Eq. 12; 'mean' the mean residual; 'none' leaves the
   residuals out and adds the mean head whole (the paper's ablations, Table 2).
-  `family_scale`: None takes the variant's own; kept as sorted items, to be hashable.
+  `family_scale`: families that differ from the variant's own (FAMILY_SCALE); kept as
+  sorted items, to be hashable.
   """
 
   variant: Literal['paper', 'release', 'release_initial'] = 'paper'
@@ -63,14 +66,16 @@ class ResMerge:
 
   def __post_init__(self) -> None:
     checks = {name: getattr(self, name) in names for name, names in CHOICES.items()}
-    checks['head_rank >= 1'] = self.head_rank >= 1
+    checks[f'1 <= head_rank <= {MAX_RANK}'] = 1 <= self.head_rank <= MAX_RANK
     checks['0 <= beta_min <= beta_max'] = 0 <= self.beta_min <= self.beta_max
-    checks['rho >= 0'] = self.rho >= 0
-    checks['eps >= 0'] = self.eps >= 0
+    checks['0 <= rho, finite'] = 0 <= self.rho < math.inf
+    checks['0 <= eps, finite'] = 0 <= self.eps < math.inf
     if self.family_scale is not None:
       scale = dict(self.family_scale)
-      checks['family_scale (attention, ffn, other)'] = set(scale) == set(
-        FAMILY_SCALE['paper']
+      checks['family_scale (attention, ffn, other: finite numbers)'] = set(
+        scale
+      ) <= set(FAMILY_SCALE['paper']) and all(
+        isinstance(f, int | float) and math.isfinite(f) for f in scale.values()
       )
       object.__setattr__(self, 'family_scale', tuple(sorted(scale.items())))
     wrong = [
@@ -78,14 +83,14 @@ class ResMerge:
       + (f', expected {" | ".join(CHOICES[field])}' if field in CHOICES else '')
       for check, ok in checks.items()
       for field in dataclasses.asdict(self)
-      if not ok and field in check.split()
+      if not ok and field in check.replace(',', ' ').split()
     ]
     if wrong:
       raise InputError('resmerge: parameters out of range', wrong)
 
   def scale_of(self, family: Family | None) -> float:
     """f of Eq. 9 as A.2 sets it. Matrices of any further family count as 'other'."""
-    scale = dict(self.family_scale or FAMILY_SCALE[self.variant])
+    scale = FAMILY_SCALE[self.variant] | dict(self.family_scale or {})
     return scale.get(family or 'other', scale['other'])
 
 

@@ -5,6 +5,7 @@ embeddings, the LM head (ResMerge paper, Sec. 4).
 """
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax
@@ -28,6 +29,8 @@ class TaskArithmetic:
       raise InputError(
         f"task_arithmetic.reduce: got {self.reduce!r}, expected 'mean' or 'sum'"
       )
+    if not math.isfinite(self.scale):
+      raise InputError(f'task_arithmetic.scale: got {self.scale!r}, expected a number')
 
 
 def merge(

@@ -18,6 +18,7 @@ def replace_flagged(
   inputs: Staged,
   n_layers: int,
   weights_N: np.ndarray,
+  device: tuple[jax.Device, ...],
 ) -> tuple[Merged, np.ndarray]:
   """`merged` with every layer redone whose head error exceeds MAX_ERROR.
 
@@ -27,7 +28,7 @@ def replace_flagged(
   shape = merged.sums.delta_sq_LxN.shape
   if merged.head is None:
     return merged, np.zeros(shape, bool)
-  flagged_LxN = merged.head.error > MAX_ERROR
+  flagged_LxN = ~(merged.head.error <= MAX_ERROR)  # NaN too
   flagged_LxN[n_layers:] = False
   flagged_LxN &= np.isfinite(merged.sums.delta_sq_LxN).all(1, keepdims=True)
   layers = np.flatnonzero(flagged_LxN.any(1))
@@ -35,8 +36,7 @@ def replace_flagged(
     return merged, flagged_LxN
   merged = jax.tree.map(np.array, merged)  # own, writable copies
   one = dataclasses.replace(spec, layers=1, head_given=True)
-  device = jax.local_devices()[:1]
-  kernel = compile_kernel(one, tuple(device))
+  kernel = compile_kernel(one, device)
   rows = kernel.shape[1]
   for layer in layers:
     head = jax.tree.map(lambda x, at=layer: x[at : at + 1, ...].copy(), merged.head)

@@ -70,7 +70,7 @@ class Sums(NamedTuple):
   """Sums, not norms, so that blocks of rows add up."""
 
   delta_sq_LxN: Numbers  # ||D_i||^2
-  zeros_LxN: Numbers  # entries with D_i = 0, padding included
+  changed_LxN: Numbers  # entries with D_i != 0
   update_sq_L: Numbers  # ||U||^2
   loss_sq_L: Numbers  # ||round(W_0 + U) - W_0 - U||^2
 
@@ -107,14 +107,14 @@ def common_dtype(codes: Sequence[str]) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def random_start(seed: int, spec: KernelSpec) -> np.ndarray:
+def random_start(seed: int, shape: tuple[int, int]) -> np.ndarray:
   """The solver's start, PxC: the same for all matrices of one width.
 
   It depends on the seed and the shape alone, so neither the order of the tensors nor
   the devices change a result.
   """
-  rng = np.random.default_rng([seed, *spec.start_shape])
-  return rng.standard_normal(spec.start_shape, np.float32)
+  rng = np.random.default_rng([seed, *shape])
+  return rng.standard_normal(shape, np.float32)
 
 
 @functools.lru_cache(maxsize=256)
@@ -212,9 +212,9 @@ def _sums(
   loss_RxC = out_RxC.astype(jnp.float32) - merged_RxC
   rows = row_sums(
     [delta_NxRxC[i] ** 2 for i in range(n)]
-    + [(delta_NxRxC[i] == 0).astype(jnp.float32) for i in range(n)]
+    + [(delta_NxRxC[i] != 0).astype(jnp.float32) for i in range(n)]
     + [update_RxC**2, loss_RxC**2]
   )
   delta_sq_N = jnp.stack([row_R.sum() for row_R in rows[:n]])
-  zeros_N = jnp.stack([row_R.astype(jnp.int32).sum() for row_R in rows[n : 2 * n]])
-  return Sums(delta_sq_N, zeros_N, rows[-2].sum(), rows[-1].sum())
+  changed_N = jnp.stack([row_R.astype(jnp.int32).sum() for row_R in rows[n : 2 * n]])
+  return Sums(delta_sq_N, changed_N, rows[-2].sum(), rows[-1].sum())

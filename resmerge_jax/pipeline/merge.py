@@ -43,11 +43,15 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-  """What a merge did: `content` is manifest.json, `warnings` also stand in the card."""
+  """What a merge did: `content` is manifest.json, `warnings` also stand in the card.
+
+  `notes` tell what was replaced and which leftovers of dead runs were removed.
+  """
 
   output: pathlib.Path
   content: Mapping[str, Any]
   warnings: tuple[str, ...]
+  notes: tuple[str, ...] = ()
 
 
 def prepare(config: MergeConfig) -> Prepared:
@@ -150,7 +154,7 @@ def merge(config: MergeConfig, *, show_progress: bool = False) -> Manifest:
         'records.jsonl': ('\n'.join(lines) + '\n').encode(),
       }
     )
-  return Manifest(writer.output, content, (*warnings, *late))
+  return Manifest(writer.output, content, (*warnings, *late), prepared.notes)
 
 
 class _TiedHead:
@@ -175,6 +179,8 @@ class _TiedHead:
     if not self._watch:
       return None
     first, second = self._sums.values()
+    if first.keys() != second.keys():  # cut differently: not compared
+      return None
     return first == second
 
 
@@ -219,7 +225,7 @@ def _manifest(
       }
       for i, source in enumerate(group.sources)
     ],
-    'plan_fingerprint': plan.fingerprint(),
+    'plan_fingerprint': plan.fingerprint,
     'bytes_read': plan.bytes_read,
     'bytes_written': plan.bytes_written,
     'predicted_peak_memory_bytes': plan.peak_memory,
@@ -234,8 +240,9 @@ def _manifest(
 
 def _card(config: MergeConfig, prepared: Prepared, warnings: tuple[str, ...]) -> str:
   group, method = prepared.group, method_of(config.method)
+  name = pathlib.Path(config.output).name
   return model_card(
-    name=pathlib.Path(config.output).name,
+    name=name,
     base=(group.base.id, group.base.header_sha256),
     experts={expert.id: expert.header_sha256 for expert in group.experts},
     method=method.name,
@@ -245,7 +252,7 @@ def _card(config: MergeConfig, prepared: Prepared, warnings: tuple[str, ...]) ->
       f'{rule.action} ({rule.why})': n for rule, n in prepared.plan.rule_counts.items()
     },
     output_dtype=config.output_dtype,
-    command='',
+    command=f'python -m tools.merge --config={name}/manifest.json --output=NEW',
     config=json.dumps(to_plain(config), indent=2),
     warnings=warnings,
     versions=versions(),

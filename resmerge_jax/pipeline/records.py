@@ -13,7 +13,7 @@ from resmerge_jax.pipeline.staging import Staged
 from resmerge_jax.plan.rules import Rule, family_of
 from resmerge_jax.plan.stacks import Step
 
-SUMS = ('delta_sq', 'zeros', 'update_sq', 'loss_sq', 'size')
+SUMS = ('delta_sq', 'changed', 'update_sq', 'loss_sq', 'size')
 
 
 class Records:
@@ -37,11 +37,10 @@ class Records:
   ) -> None:
     """Takes the numbers of one computed step (host arrays)."""
     n_rows = step.row_stop - step.row_start
-    padding = (inputs.base.shape[1] - n_rows) * step.stack.n_cols
     for layer, name in enumerate(step.names):
       new = {
         'delta_sq': merged.sums.delta_sq_LxN[layer].astype(np.float64),
-        'zeros': merged.sums.zeros_LxN[layer].astype(np.int64) - padding,
+        'changed': merged.sums.changed_LxN[layer].astype(np.int64),
         'update_sq': float(merged.sums.update_sq_L[layer]),
         'loss_sq': float(merged.sums.loss_sq_L[layer]),
         'size': n_rows * step.stack.n_cols,
@@ -79,11 +78,17 @@ class Records:
     update = sums['update_sq'] ** 0.5
     return record | {
       'delta_norm': _plain(np.sqrt(sums['delta_sq'])),
-      'zero_fraction': _plain(sums['zeros'] / max(sums['size'], 1)),
+      'zero_fraction': _plain(1 - sums['changed'] / max(sums['size'], 1)),
       'update_norm': update,
       'rounding_loss': sums['loss_sq'] ** 0.5 / update if update else 0.0,
       **self._stats[name],
+      **({'identical': self._identical()} if self._equal else {}),
     }
+
+  def _identical(self) -> list[list[str]]:
+    """Pairs of sources that hold the same weights in every tensor."""
+    ids = ['base', *(expert.id for expert in self._group.experts)]
+    return [[ids[i], ids[j]] for i, j in sorted(self._equal)]
 
   def twins(self) -> list[str]:
     """Warnings about sources that hold the same weights. Complete after the last step."""

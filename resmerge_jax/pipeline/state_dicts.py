@@ -17,6 +17,7 @@ from resmerge_jax.config import (
   outside_of,
 )
 from resmerge_jax.methods.table import method_of
+from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.pipeline.stream import Work, stream
 from resmerge_jax.plan.plan import make_plan
 from resmerge_jax.plan.rules import RELEASE_RULES, Rule, rules_from
@@ -54,6 +55,7 @@ def merge_state_dicts(
   seed: int = 0,
   weights: Sequence[float] | None = None,
   rules: Sequence[Rule | Mapping[str, Any]] | None = None,
+  outside: Mapping[str, Any] | TaskArithmetic | None = None,
 ) -> MergeResult:
   """Merges state dicts name -> array (numpy, ml_dtypes or jax arrays).
 
@@ -63,6 +65,7 @@ def merge_state_dicts(
     output_dtype: 'base' (each tensor's own), 'bfloat16', 'float16' or 'float32'.
     weights: one per expert, for methods that take them.
     rules: which tensors the method gets; None is the release's table.
+    outside: task arithmetic of the other tensors; None: their mean.
 
   Raises:
     InputError: names, shapes, dtypes, parameters; NaN or Inf in the weights.
@@ -98,7 +101,9 @@ def merge_state_dicts(
       ],
       sink=_ArraySink(tensors),
       method=method_params,
-      outside=outside_of(method_params, None),
+      outside=outside_of(
+        method_params, make_method('task_arithmetic', outside) if outside else None
+      ),
       weights=weights or (1.0,) * len(named),
       seed=seed,
       devices=tuple(jax.local_devices()),

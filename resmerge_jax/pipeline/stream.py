@@ -15,10 +15,10 @@ import numpy as np
 
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.checkpoint.reader import Reader, block_bytes
-from resmerge_jax.errors import InputError
-from resmerge_jax.host_float import from_float32, to_float32
+from resmerge_jax.host_float import to_float32
 from resmerge_jax.methods.table import method_of
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
+from resmerge_jax.pipeline.checks import check_copied, check_merged
 from resmerge_jax.pipeline.exact_heads import replace_flagged
 from resmerge_jax.pipeline.kernels import (
   Kernel,
@@ -35,7 +35,9 @@ from resmerge_jax.plan.stacks import STAGED, Step
 from resmerge_jax.types import DTYPES
 
 READ_THREADS = 2  # preadv and page-cache copies release the GIL; two saturate memory
-COMPILE_THREADS = os.cpu_count() or 1
+COMPILE_THREADS = (
+  len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 2
+)
 
 
 class Sink(Protocol):
@@ -125,9 +127,13 @@ def _computes(step: Step) -> bool:
 
 def _spec(work: Work, step: Step) -> KernelSpec:
   stack = step.stack
+  if not step.present[0]:  # rows the base lacks: the mean of the experts that have them
+    params: Any = TaskArithmetic()
+  else:
+    params = work.method if stack.action == 'method' else work.outside
   return KernelSpec(
-    params=work.method if stack.action == 'method' else work.outside,
-    family=stack.family,
+    params=params,
+    family=stack.family if method_of(params).whole_matrix else None,
     layers=stack.layers,
     rows=stack.rows,
     cols=stack.n_cols,
@@ -162,7 +168,7 @@ def _weights(work: Work, step: Step) -> np.ndarray:
 
 
 def _dispatch(work: Work, kernel: Kernel, step: Step, inputs: Staged) -> Merged:
-  start_PxC = random_start(work.seed, _spec(work, step))
+  start_PxC = random_start(work.seed, _spec(work, step).start_shape)
   return kernel.run(
     jax.device_put(inputs.base, kernel.base),
     jax.device_put(inputs.experts, kernel.experts),
@@ -184,26 +190,30 @@ def _finish(
   """Waits for a step, mends what the solver flagged, checks, writes, records."""
   if result is None:
     out_LxRxC = _copied(step, inputs.base)
+    if step.stack.is_float:
+      check_copied(work.group, step, inputs.base, out_LxRxC)
+    _write(work, step, out_LxRxC)
+    staging.give_back(inputs.buffer)
   else:
     jax.block_until_ready(result)
     merged = jax.tree.map(np.asarray, result)
     merged, exact = replace_flagged(
-      spec, merged, inputs, len(step.names), _weights(work, step),
-    )  # fmt: skip
-    _check_finite(work, step, merged, inputs)
+      spec, merged, inputs, len(step.names), _weights(work, step), work.devices[:1]
+    )
+    check_merged(work.group, step, merged, inputs)
     branches = method_of(spec.params).branches
     records.add(step, merged, branches, exact, inputs)
-    out_LxRxC = merged.out_LxRxC
-  _write(work, step, out_LxRxC)
-  staging.give_back(inputs.buffer)
-  work.progress(step.names[0], step.nbytes)
+    staging.give_back(inputs.buffer)  # the next read may begin while this is written
+    _write(work, step, merged.out_LxRxC)
+  work.progress(step.label, step.nbytes)
 
 
 def _copied(step: Step, base_LxRxC: np.ndarray) -> np.ndarray:
   stored, wanted = step.stack.dtypes[0], step.stack.out_dtype
   if stored == wanted:
     return base_LxRxC
-  return from_float32(to_float32(base_LxRxC), DTYPES[wanted])
+  with np.errstate(over='ignore'):  # the caller looks for Inf
+    return to_float32(base_LxRxC).astype(DTYPES[wanted])
 
 
 def _write(work: Work, step: Step, out_LxRxC: np.ndarray) -> None:
@@ -214,42 +224,3 @@ def _write(work: Work, step: Step, out_LxRxC: np.ndarray) -> None:
       out_RxC = out_RxC.astype(np.float64)
     begin, _ = block_bytes(work.plan.layout.where[name], step.row_start, step.row_stop)
     work.sink.write(name, begin, out_RxC)
-
-
-def _check_finite(work: Work, step: Step, merged: Merged, inputs: Staged) -> None:
-  """Raises InputError naming every source and tensor with NaN or Inf.
-
-  A sum of squares that is finite proves that all its terms are; only else are the
-  weights themselves looked at.
-  """
-  n_rows = step.row_stop - step.row_start
-  bad_inputs: list[str] = []
-  bad_outputs: list[str] = []
-  for layer, name in enumerate(step.names):
-    squares = [
-      *merged.sums.delta_sq_LxN[layer],
-      merged.sums.update_sq_L[layer],
-      merged.sums.loss_sq_L[layer],
-    ]
-    if np.isfinite(squares).all():
-      continue
-    bad_inputs += [
-      f'{"expert" if i else "base"} {source.id!r}: {name}'
-      for i, source in enumerate(work.group.sources)
-      if not np.isfinite(to_float32(inputs.source(i)[layer, :n_rows])).all()
-    ]
-    if not np.isfinite(to_float32(merged.out_LxRxC[layer, :n_rows])).all():
-      bad_outputs.append(name)
-  if bad_inputs:
-    raise InputError(
-      'NaN or Inf in the weights',
-      bad_inputs,
-      why='one such number spreads over the whole merged matrix',
-      fix='take a checkpoint from before training diverged; nothing was written',
-    )
-  if bad_outputs:
-    raise InputError(
-      f'merged values exceed the range of {step.stack.out_dtype}',
-      bad_outputs,
-      fix='pass --output_dtype=bfloat16 or float32; nothing was written',
-    )

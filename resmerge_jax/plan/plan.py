@@ -2,12 +2,14 @@
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from resmerge_jax.checkpoint.group import ExpertGroup
+from resmerge_jax.errors import InputError
 from resmerge_jax.plan.layout import OutputLayout, lay_out
 from resmerge_jax.plan.rules import Rule, assign, traps
 from resmerge_jax.plan.stacks import (
@@ -26,6 +28,7 @@ OUTPUT_CODES = {'bfloat16': 'BF16', 'float16': 'F16', 'float32': 'F32'}
 class MergePlan:
   """What will be read, computed and written; sizes in bytes."""
 
+  table: tuple[Rule, ...]
   rules: Mapping[str, Rule]
   stacks: tuple[Stack, ...]
   steps: tuple[Step, ...]
@@ -47,13 +50,14 @@ class MergePlan:
 
   @property
   def rule_counts(self) -> dict[Rule, int]:
-    """How many tensors fall under each rule, in the order of first use."""
-    return dict(collections.Counter(self.rules.values()))
+    """How many tensors fall under each rule of the table, in its order."""
+    counts = collections.Counter(self.rules.values())
+    return {rule: counts[rule] for rule in self.table}
 
   def to_json(self) -> dict[str, Any]:
     """The plan as plain data (`tools.plan --json`)."""
     return {
-      'fingerprint': self.fingerprint(),
+      'fingerprint': self.fingerprint,
       'bytes_read': self.bytes_read,
       'bytes_written': self.bytes_written,
       'peak_memory_bytes': self.peak_memory,
@@ -80,11 +84,17 @@ class MergePlan:
       },
     }
 
+  @functools.cached_property
   def fingerprint(self) -> str:
     """SHA-256 over every decision of the plan and the place of every output byte."""
+    numbers = {id(stack): i for i, stack in enumerate(self.stacks)}
     text = json.dumps(
       [
-        [dataclasses.asdict(step) for step in self.steps],
+        [dataclasses.asdict(stack) for stack in self.stacks],
+        [
+          (numbers[id(s.stack)], s.names[0], s.row_start, s.row_stop, s.present)
+          for s in self.steps
+        ],
         [dataclasses.asdict(ref) for ref in self.layout.where.values()],
       ],
       sort_keys=True,
@@ -116,8 +126,11 @@ def make_plan(
     code = OUTPUT_CODES.get(output_dtype, ref.dtype) if ref.is_float else ref.dtype
     out[name] = dataclasses.replace(ref, dtype=code, shape=group.out_shape(name))
   assigned = assign(tuple(group.base.tensors.values()), rules)
+  if whole_matrix:
+    _check_even(group, assigned)
   stacks = build_stacks(group, assigned, out, whole_matrix=whole_matrix, budget=budget)
   return MergePlan(
+    table=rules,
     rules=assigned,
     stacks=stacks,
     steps=build_steps(stacks, group),
@@ -129,3 +142,15 @@ def make_plan(
     ),
     budget=budget if budget is not None else max(DEFAULT_BUDGET, peak_memory(stacks)),
   )
+
+
+def _check_even(group: ExpertGroup, rules: Mapping[str, Rule]) -> None:
+  """A method of whole matrices cannot take vocabularies of different size."""
+  uneven = [name for name in group.uneven if rules[name].action == 'method']
+  if uneven:
+    raise InputError(
+      'the rules send tensors to the method whose rows differ between the checkpoints',
+      uneven,
+      why='it needs whole matrices of one shape',
+      fix="give them action='task_arithmetic' in config.rules",
+    )

@@ -48,6 +48,6 @@ def describe_plan(plan: MergePlan, group: ExpertGroup, output_dtype: str) -> lis
     f'floating tensors as {output_dtype}',
     f'predicted peak memory {format_size(plan.peak_memory)}, '
     f'budget {format_size(plan.budget)}',
-    f'fingerprint {plan.fingerprint()[:16]}',
+    f'fingerprint {plan.fingerprint[:16]}',
   ]
   return lines + [f'warning: {warning}' for warning in plan.warnings]

@@ -51,8 +51,11 @@ class Rule:
         f'rule {self.match!r}: integers and booleans can only be copied',
         fix="set action='base'",
       )
+    if not isinstance(self.match, str):
+      raise InputError(f'rule: match {self.match!r}, expected a regular expression')
     if self.ndim is not None:
-      object.__setattr__(self, 'ndim', tuple(self.ndim))
+      ndim = (self.ndim,) if isinstance(self.ndim, int) else tuple(self.ndim)
+      object.__setattr__(self, 'ndim', ndim)
     try:
       re.compile(self.match)
     except re.error as error:
@@ -124,7 +127,8 @@ def assign(tensors: Sequence[TensorRef], rules: Sequence[Rule]) -> dict[str, Rul
     raise InputError(
       'rules: no rule covers these tensors',
       lost,
-      fix="end the table with a rule whose match is ''",
+      fix="end the table with a rule whose match is '' for floating tensors, and one "
+      "with floating=False and action='base' for integers and booleans",
     )
   return {name: rule for name, rule in found.items() if rule is not None}
 

@@ -13,7 +13,7 @@ from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.errors import InputError
 from resmerge_jax.plan.rules import Action, Rule, family_of
 from resmerge_jax.sizes import format_size
-from resmerge_jax.types import DTYPES, Family, TensorRef
+from resmerge_jax.types import DTYPES, FLOAT_CODES, Family, TensorRef
 
 STEP_BYTES = 96 * 2**20  # input of one step: enough to hide call overhead, small in RAM
 PROCESS_BYTES = 480 * 2**20  # the interpreter with JAX and its compiled programs
@@ -46,9 +46,16 @@ class Stack:
     return range(1 if self.action == 'base' else len(self.dtypes))
 
   @property
+  def is_float(self) -> bool:
+    return self.dtypes[0] in FLOAT_CODES
+
+  @property
   def row_bytes(self) -> int:
-    """Bytes of one row over all sources read."""
-    return sum(self.n_cols * DTYPES[self.dtypes[i]].itemsize for i in self.sources)
+    """Bytes of one row over all sources as staged (mixed dtypes become float32)."""
+    codes = [self.dtypes[i] for i in self.sources]
+    if len(set(codes[1:])) > 1:
+      codes[1:] = ['F32'] * len(codes[1:])
+    return sum(self.n_cols * DTYPES[code].itemsize for code in codes)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -63,6 +70,12 @@ class Step:
   row_start: int
   row_stop: int
   present: tuple[bool, ...]
+
+  @property
+  def label(self) -> str:
+    """What progress shows: 'model.layers.0.mlp.up_proj.weight and 3 like it'."""
+    more = f' and {len(self.names) - 1} like it' if len(self.names) > 1 else ''
+    return self.names[0] + more
 
   @property
   def nbytes(self) -> int:
@@ -111,7 +124,9 @@ def build_stacks(
     )
     members.setdefault(key, []).append(name)
   whole = {key: whole_matrix and key.action == 'method' for key in members}
-  floor = max(_peak(key, 1, key.n_rows if whole[key] else 1) for key in members)
+  floor = max(
+    (_peak(key, 1, key.n_rows if whole[key] else 1) for key in members), default=0
+  )
   if budget is None:
     budget = max(DEFAULT_BUDGET, floor)
   if floor > budget:
@@ -127,19 +142,27 @@ def build_stacks(
   )
 
 
-def _peak(stack: Stack, layers: int, rows: int) -> int:
-  """Bytes of a process whose steps have this size: staging, task vectors, output."""
+def _parts(stack: Stack, layers: int, rows: int) -> tuple[int, int, int]:
+  """Bytes of a step of this size: staged input, task vectors and base, output."""
   n_experts = len(stack.dtypes) - 1
   elements = layers * rows * stack.n_cols
   staged = STAGED * layers * rows * stack.row_bytes
   work = elements * FLOAT32 * (n_experts + 1) if stack.action == 'method' else 0
-  written = 2 * elements * DTYPES[stack.out_dtype].itemsize
-  return PROCESS_BYTES + staged + work + written
+  return staged, work, 2 * elements * DTYPES[stack.out_dtype].itemsize
+
+
+def _peak(stack: Stack, layers: int, rows: int) -> int:
+  """Bytes of a process all of whose steps have this size."""
+  return PROCESS_BYTES + sum(_parts(stack, layers, rows))
 
 
 def peak_memory(stacks: Sequence[Stack]) -> int:
-  """Predicted peak of anonymous resident memory, bytes."""
-  return max((_peak(s, s.layers, s.rows) for s in stacks), default=PROCESS_BYTES)
+  """Predicted peak of anonymous resident memory, bytes.
+
+  Buffers grow to the largest step of any stack, so the parts peak one by one.
+  """
+  parts = [_parts(s, s.layers, s.rows) for s in stacks] or [(0, 0, 0)]
+  return PROCESS_BYTES + sum(max(column) for column in zip(*parts, strict=True))
 
 
 def _sized(stack: Stack, whole_matrix: bool, budget: int) -> Stack:

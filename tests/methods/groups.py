@@ -81,3 +81,16 @@ def merge_all(
     ]
 
   return compiled(all_of)
+
+
+def merge_one(params: Any, family: Family | None) -> Callable[..., tuple]:
+  """A program that merges one matrix: (update, stats)."""
+  program = merge_all([(params, family)])
+
+  def call(delta_NxRxC: np.ndarray, head: Head) -> tuple:
+    (update_B, stats_B), *_ = program(
+      delta_NxRxC[None], jax.tree.map(lambda x: x[None], head)
+    )
+    return update_B[0], {key: value[0] for key, value in stats_B.items()}
+
+  return call

@@ -171,7 +171,7 @@ class TestVocabulary:
     assert f'{self.NAME}: {sizes}' in merged.warnings
 
   def test_pad(self, tmp_path):
-    group, (base, first, second) = self.group(tmp_path)
+    group, (_base, first, second) = self.group(tmp_path)
     merged = groups.merge(
       group, tmp_path / 'out', method=MEAN, vocab='pad', output_dtype='float32'
     )

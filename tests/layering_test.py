@@ -1,0 +1,117 @@
+"""Imports go downward only, and heavy libraries stay where they are needed."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / 'resmerge_jax'
+GROUND = {'types', 'errors', 'sizes', 'host_float'}
+NUMERIC = GROUND | {'linalg', 'sharding', 'methods'}
+FILES = GROUND | {'checkpoint', 'plan'}
+# Which parts of the package a part may import, beside itself.
+ALLOWED = {
+  'types': set(),
+  'errors': set(),
+  'sizes': {'errors'},
+  'host_float': {'types'},
+  'linalg': GROUND,
+  'sharding': GROUND,
+  'methods': GROUND | {'linalg'},
+  'checkpoint': GROUND,
+  'plan': GROUND | {'checkpoint'},
+  'writers': FILES,
+  'config': NUMERIC | FILES,
+  'synthetic': GROUND | {'checkpoint'},
+  'pipeline': NUMERIC | FILES | {'config', 'writers', '__init__'},
+  'cli': NUMERIC | FILES
+  | {'config', 'writers', 'pipeline', 'synthetic', '__init__'},
+}  # fmt: skip
+NEVER = {'torch', 'transformers', 'mergekit', 'matplotlib'}
+NO_JAX = {'checkpoint', 'plan', 'writers', 'synthetic', *GROUND}
+MODULES = sorted(PACKAGE.rglob('*.py'))
+
+
+def part_of(module: pathlib.Path) -> str:
+  return module.relative_to(PACKAGE).parts[0].removesuffix('.py')
+
+
+def imports(module: pathlib.Path) -> set[str]:
+  """Dotted names of everything a module imports, wherever in it."""
+  found = set()
+  for node in ast.walk(ast.parse(module.read_text())):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f'{module}: relative import'
+      found |= {f'{node.module}.{alias.name}' for alias in node.names}
+  return found
+
+
+@pytest.mark.parametrize(
+  'module', MODULES, ids=lambda path: str(path.relative_to(PACKAGE))
+)
+def test_imports_go_downward(module):
+  part = part_of(module)
+  if part == '__init__':
+    return  # the public names, loaded lazily
+  found = imports(module)
+  own = {name.split('.') for name in ()} or [n.split('.') for n in found]
+  used = {
+    (words[1] if len(words) > 1 else '__init__')
+    for words in own
+    if words[0] == 'resmerge_jax'
+  }
+  assert used - {part} <= ALLOWED[part], used
+  tops = {words[0] for words in own}
+  assert not tops & NEVER
+  if part in NO_JAX:
+    assert not tops & {'jax', 'jaxlib', 'flax', 'orbax'}
+
+
+def test_every_part_has_a_place():
+  assert {part_of(module) for module in MODULES} - {'__init__'} == set(ALLOWED)
+
+
+def test_synthetic_knows_of_checkpoints_only_their_format():
+  for module in (PACKAGE / 'synthetic').glob('*.py'):
+    from_checkpoint = {n for n in imports(module) if '.checkpoint.' in n}
+    assert all(n.startswith('resmerge_jax.checkpoint.format.') for n in from_checkpoint)
+
+
+@pytest.mark.parametrize(
+  'modules',
+  [
+    ['resmerge_jax'],
+    [
+      'resmerge_jax.cli.show',
+      'resmerge_jax.cli.compare',
+      'resmerge_jax.cli.make_group',
+    ],
+    ['resmerge_jax.checkpoint.group', 'resmerge_jax.plan.report'],
+  ],
+)
+def test_what_needs_no_jax_does_not_load_it(modules):
+  script = f'import sys, {", ".join(modules)}; print("jax" in sys.modules)'
+  done = subprocess.run(
+    [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, check=True
+  )
+  assert done.stdout == 'False\n'
+
+
+def test_the_merge_loads_no_client_library():
+  script = (
+    (
+      'import sys, resmerge_jax.cli.merge, resmerge_jax.pipeline.merge; '
+      f'print(sorted({sorted(NEVER)!r} & sys.modules.keys()))'
+    )
+    .replace("['", "{'")
+    .replace("'] &", "'} &")
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', script], cwd=ROOT, capture_output=True, text=True, check=True
+  )
+  assert done.stdout == '[]\n'
