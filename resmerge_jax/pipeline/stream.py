@@ -69,7 +69,10 @@ def stream(work: Work) -> tuple[Records, dict[str, float]]:
     InputError: NaN or Inf in an input or in the output, or the disk fails.
   """
   records = Records(work.group, work.plan.rules)
-  seconds = {'read_wait': 0.0, 'compile_wait': 0.0, 'finish_wait': 0.0}
+  seconds = dict.fromkeys(
+    ('read_wait', 'compile_wait', 'compute_wait', 'finish_wait'), 0.0
+  )
+  running: Merged | None = None
   with contextlib.ExitStack() as cleanup:
     pools = [
       cleanup.enter_context(_cancelling(ThreadPoolExecutor(n)))
@@ -96,7 +99,12 @@ def stream(work: Work) -> tuple[Records, dict[str, float]]:
       result = None
       if _computes(step):
         kernel = _timed(seconds, 'compile_wait', kernels[spec].result)
-        result = _dispatch(work, kernel, step, inputs)
+        # One program at a time: two with collectives in flight can deadlock on virtual
+        # CPU devices, and each holds its own temporary arrays.
+        _timed(
+          seconds, 'compute_wait', functools.partial(jax.block_until_ready, running)
+        )
+        result = running = _dispatch(work, kernel, step, inputs)
       job = functools.partial(_finish, work, staging, records, spec)
       finished.append(finishing.submit(job, step, inputs, result))
       while len(finished) > 1 or (finished and not fetched and not steps):
