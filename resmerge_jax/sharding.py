@@ -1,7 +1,8 @@
 """The device mesh and how a step's arrays lie on it. Nothing else names a mesh axis."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,6 +30,34 @@ def padded(layers: int, rows: int, mesh: Mesh) -> tuple[int, int]:
   """The step's shape rounded up to what the mesh divides. Padding is zeros."""
   on_layers, on_rows = (mesh.shape[axis] for axis in AXES)
   return math.ceil(layers / on_layers) * on_layers, math.ceil(rows / on_rows) * on_rows
+
+
+def merge_devices() -> tuple[jax.Device, ...]:
+  """The devices a merge uses: all of this process, but one if they are CPUs.
+
+  Several CPU devices are one processor cut up: they bring no speed, and XLA's CPU client
+  can deadlock when programs of the solver run on more of them than it has threads.
+  """
+  devices = jax.local_devices()
+  return tuple(devices[:1] if devices[0].platform == 'cpu' else devices)
+
+
+def apart_by_layer(merge_stack: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+  """`merge_stack(base, experts, weights, start, head)` on each device's own layers.
+
+  Where rows are whole, devices then share nothing: not even whether to go on with the
+  solver's loop.
+  """
+  if mesh.shape[AXES[1]] > 1:
+    return merge_stack
+  by_layer, whole = PartitionSpec(AXES[0]), PartitionSpec()
+  return jax.shard_map(
+    merge_stack,
+    mesh=mesh,
+    in_specs=(by_layer, by_layer, whole, whole, by_layer),
+    out_specs=by_layer,
+    check_vma=False,
+  )
 
 
 def stack_sharding(mesh: Mesh) -> NamedSharding:

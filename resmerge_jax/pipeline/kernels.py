@@ -14,6 +14,7 @@ from resmerge_jax.linalg.krylov import Head, block_size, ritz_size, top_k
 from resmerge_jax.methods.base import Update, apply_update
 from resmerge_jax.methods.table import method_of
 from resmerge_jax.sharding import (
+  apart_by_layer,
   expert_sharding,
   layer_sharding,
   mesh_for,
@@ -57,9 +58,12 @@ class KernelSpec:
     """PxC of the solver's random start."""
     return (block_size(self.head_rank) if self.head_rank else 0, self.cols)
 
+  def mesh(self, devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
+    return mesh_for(self.layers, self.rows, devices)
+
   def padded_shape(self, devices: Sequence[jax.Device]) -> tuple[int, int, int]:
     """LxRxC of the arrays the compiled step takes on these devices."""
-    mesh = mesh_for(self.layers, self.rows, devices)
+    mesh = self.mesh(devices)
     return (*padded(self.layers, self.rows, mesh), self.cols)
 
 
@@ -120,7 +124,7 @@ def random_start(seed: int, shape: tuple[int, int]) -> np.ndarray:
 @functools.lru_cache(maxsize=256)
 def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
   """Compiles ahead of time, so that many can compile while the first bytes are read."""
-  mesh = mesh_for(spec.layers, spec.rows, devices)
+  mesh = spec.mesh(devices)
   shape = layers, rows, cols = spec.padded_shape(devices)
   stack, layer, whole = stack_sharding(mesh), layer_sharding(mesh), replicated(mesh)
 
@@ -143,7 +147,7 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
     )  # fmt: skip
     head = Head(*fields)
   run = (
-    jax.jit(functools.partial(_merge_stack, spec))
+    jax.jit(apart_by_layer(functools.partial(_merge_stack, spec), mesh))
     .lower(
       base,
       experts,

@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from resmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
@@ -24,6 +23,7 @@ from resmerge_jax.methods.table import method_of
 from resmerge_jax.pipeline.progress import Progress
 from resmerge_jax.pipeline.stream import Work, stream
 from resmerge_jax.plan.plan import MergePlan, make_plan
+from resmerge_jax.sharding import merge_devices
 from resmerge_jax.version import __version__
 from resmerge_jax.writers.card import model_card
 from resmerge_jax.writers.folder import FolderWriter, check_output
@@ -128,7 +128,7 @@ def merge(config: MergeConfig, *, show_progress: bool = False) -> Manifest:
       outside=outside_of(config.method, config.outside),
       weights=config.weights or (1.0,) * len(group.experts),
       seed=config.seed,
-      devices=tuple(jax.local_devices()),
+      devices=merge_devices(),
       **({'progress': progress} if progress else {}),
     )
     records, seconds = stream(work)
@@ -229,7 +229,7 @@ def _manifest(
     'bytes_read': plan.bytes_read,
     'bytes_written': plan.bytes_written,
     'predicted_peak_memory_bytes': plan.peak_memory,
-    'devices': [str(device) for device in jax.local_devices()],
+    'devices': [str(device) for device in merge_devices()],
     'files': {shard.name: shard.nbytes for shard in plan.layout.shards},
     'rules': [
       {**dataclasses.asdict(rule), 'tensors': n} for rule, n in plan.rule_counts.items()

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from resmerge_jax.checkpoint.group import check_group
@@ -21,6 +20,7 @@ from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.pipeline.stream import Work, stream
 from resmerge_jax.plan.plan import make_plan
 from resmerge_jax.plan.rules import RELEASE_RULES, Rule, rules_from
+from resmerge_jax.sharding import merge_devices
 from resmerge_jax.types import DTYPES
 
 
@@ -106,7 +106,7 @@ def merge_state_dicts(
       ),
       weights=weights or (1.0,) * len(named),
       seed=seed,
-      devices=tuple(jax.local_devices()),
+      devices=merge_devices(),
     )
   )
   return MergeResult(

@@ -99,8 +99,7 @@ def stream(work: Work) -> tuple[Records, dict[str, float]]:
       result = None
       if _computes(step):
         kernel = _timed(seconds, 'compile_wait', kernels[spec].result)
-        # One program at a time: two with collectives in flight can deadlock on virtual
-        # CPU devices, and each holds its own temporary arrays.
+        # One program at a time: each holds its own temporary arrays.
         _timed(
           seconds, 'compute_wait', functools.partial(jax.block_until_ready, running)
         )
