@@ -151,7 +151,7 @@ def test_json_and_back(config):
     ),
     (
       {**PLACES, 'outside': {'scale': 'x'}},
-      "method task_arithmetic: wrong type\n  - scale: got 'x' (str), expected a number",
+      "method task_arithmetic: wrong type\n  - scale: got 'x' (str), expected float",
     ),
     (
       {**PLACES, 'rules': [{'match': ''}, {'match': '', 'action': 'base', 'x': 1}]},

@@ -180,7 +180,7 @@ def test_sizes_are_checked_before_anything_is_read(group, tmp_path):
     (['--config.method.head_rank=1.5'], ['--config.method.head_rank=1.5: invalid']),
     (
       ['--config.method.rho=-1', '--config.method.head_rank=0'],
-      ['head_rank >= 1: got 0\n', 'rho >= 0: got -1.0\n'],
+      ['1 <= head_rank <= 64: got 0\n', '0 <= rho, finite: got -1.0\n'],
     ),
     (
       ['--config.method.variant=papper'],

@@ -145,18 +145,21 @@ def test_update_weights_the_stored_deltas_and_triplets():
     ),
     ({'head_gate': 'on'}, ["head_gate: got 'on', expected agreement | none"]),
     ({'backbone': 'max'}, ["backbone: got 'max', expected consensus | mean | none"]),
-    ({'head_rank': 0}, ['head_rank >= 1: got 0']),
-    ({'rho': -0.1}, ['rho >= 0: got -0.1']),
-    ({'eps': -1.0}, ['eps >= 0: got -1.0']),
+    ({'head_rank': 0}, ['1 <= head_rank <= 64: got 0']),
+    ({'rho': -0.1}, ['0 <= rho, finite: got -0.1']),
+    ({'eps': -1.0}, ['0 <= eps, finite: got -1.0']),
     (
       {'beta_min': 2.0},
       ['0 <= beta_min <= beta_max: got 2.0', '0 <= beta_min <= beta_max: got 1.0'],
     ),
     (
-      {'family_scale': {'ffn': 1.0}},
-      ["family_scale (attention, ffn, other): got (('ffn', 1.0),)"],
+      {'family_scale': {'fnn': 1.0}},
+      ["family_scale (attention, ffn, other: finite numbers): got (('fnn', 1.0),)"],
     ),
-    ({'rho': -1.0, 'head_rank': -2}, ['head_rank >= 1: got -2', 'rho >= 0: got -1.0']),
+    (
+      {'rho': -1.0, 'head_rank': -2},
+      ['1 <= head_rank <= 64: got -2', '0 <= rho, finite: got -1.0'],
+    ),
   ],
 )
 def test_parameters_out_of_range(settings: dict, problems: list[str]):

@@ -229,8 +229,8 @@ def test_rules_of_the_config(tmp_path):
     assert record['rule'] == rule, name
   assert [(r['why'], r['tensors']) for r in merged.content['rules']] == [
     ('tokens stay', 1),
-    ('given in the config', 5),
     ('given in the config', 2),
+    ('given in the config', 5),
   ]
   assert '`base (tokens stay)` | `1`' in (merged.output / 'README.md').read_text()
   read_back = config_from(json.loads(json.dumps(to_plain(config))))

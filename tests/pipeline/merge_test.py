@@ -161,11 +161,17 @@ def test_manifest(merged, group):
   sizes = {p.name: p.stat().st_size for p in merged.output.glob('*.safetensors')}
   assert content['files'] == sizes
   seconds = content['seconds']
-  assert set(seconds) == {'read_wait', 'compile_wait', 'finish_wait', 'until_commit'}
+  assert set(seconds) == {
+    'read_wait',
+    'compile_wait',
+    'compute_wait',
+    'finish_wait',
+    'until_commit',
+  }
   assert 0 <= max(seconds.values()) == seconds['until_commit']
   assert content['peak_memory_bytes'] > 100 * 2**20
   assert len(content['plan_fingerprint']) == 64
-  assert content['devices'] == [f'cpu:{i}' for i in range(8)]
+  assert content['devices'] == ['cpu:0']
   assert sum(rule['tensors'] for rule in content['rules']) == len(
     groups.load(group.base)
   )
