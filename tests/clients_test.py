@@ -1,6 +1,7 @@
 """Real clients: transformers loads a merge and computes the reference's logits,
 mergekit's task arithmetic agrees with ours, safetensors reads every file."""
 
+import json
 import logging
 import os
 import pathlib
@@ -14,7 +15,6 @@ import torch
 import transformers
 from safetensors import safe_open
 
-import resmerge_jax
 from resmerge_jax.plan.rules import family_of
 from tests import groups
 from tests.oracles.resmerge import resmerge
@@ -40,19 +40,28 @@ TOKENS = torch.arange(60).reshape(2, 30) % SIZES['vocab_size']
 State = dict[str, torch.Tensor]
 
 
-@pytest.fixture(scope='module', params=MODELS)
-def group(request, tmp_path_factory) -> groups.Group:
-  """A random bfloat16 model and three experts near it, saved by transformers."""
-  path = tmp_path_factory.mktemp(request.param)
+@pytest.fixture(scope='module')
+def all_groups(tmp_path_factory) -> dict[str, groups.Group]:
+  """Per model a random bfloat16 base and three experts near it, by transformers."""
+  return {name: save_group(tmp_path_factory.mktemp(name), name) for name in MODELS}
+
+
+@pytest.fixture(params=MODELS)
+def group(request, all_groups) -> groups.Group:
+  return all_groups[request.param]
+
+
+def save_group(path: pathlib.Path, name: str) -> groups.Group:
   torch.manual_seed(0)
-  model = transformers.AutoModelForCausalLM.from_config(MODELS[request.param])
+  model = transformers.AutoModelForCausalLM.from_config(MODELS[name])
   model = model.to(torch.bfloat16)
-  # Weights of size one make logits that tell small updates apart.
+  # Large weights make logits that tell small updates apart.
   for value in model.parameters():
     value.data += 0.2 * torch.randn_like(value)
   model.save_pretrained(path / 'base')
   start = {name: value.clone() for name, value in model.named_parameters()}
-  for task in ('math', 'code', 'tool'):
+  experts = tuple(path / task for task in ('math', 'code', 'tool'))
+  for folder in experts:
     for name, value in model.named_parameters():
       update = 0.05 * torch.randn(value.shape)
       if value.ndim == 2:
@@ -60,8 +69,7 @@ def group(request, tmp_path_factory) -> groups.Group:
           torch.randn(len(value)), torch.randn(value.shape[1])
         )
       value.data = (start[name].float() + update).to(torch.bfloat16)
-    model.save_pretrained(path / task)
-  experts = tuple(path / task for task in ('math', 'code', 'tool'))
+    model.save_pretrained(folder)
   return groups.Group(path / 'base', experts)
 
 
@@ -142,29 +150,32 @@ def test_transformers_loads_the_merge_and_gives_the_references_logits(
 
 
 MERGEKIT = """
-import sys, warnings
+import json, sys, warnings
 warnings.simplefilter('ignore')
-import yaml
 from mergekit.config import MergeConfiguration
 from mergekit.merge import run_merge
 from mergekit.options import MergeOptions
-base, output, *experts = sys.argv[1:]
-config = MergeConfiguration.model_validate({
-  'merge_method': 'task_arithmetic',
-  'base_model': base,
-  'models': [{'model': e, 'parameters': {'weight': 1 / 3}} for e in experts],
-  'parameters': {'normalize': False},
-  'dtype': 'float32',
-  'out_dtype': 'bfloat16',
-})
 options = MergeOptions(copy_tokenizer=False, quiet=True, write_model_card=False)
-run_merge(config, output, options)
+for output, base, *experts in json.loads(sys.argv[1]):
+  config = MergeConfiguration.model_validate({
+    'merge_method': 'task_arithmetic',
+    'base_model': base,
+    'models': [{'model': e, 'parameters': {'weight': 1 / 3}} for e in experts],
+    'parameters': {'normalize': False},
+    'dtype': 'float32',
+    'out_dtype': 'bfloat16',
+  })
+  run_merge(config, output, options)
 """
 
 
-def test_mergekits_task_arithmetic_agrees(group, tmp_path):
+def test_mergekits_task_arithmetic_agrees(all_groups, tmp_path):
+  jobs = [
+    [str(tmp_path / name), str(group.base), *map(str, group.experts)]
+    for name, group in all_groups.items()
+  ]
   done = subprocess.run(
-    [sys.executable, '-c', MERGEKIT, group.base, tmp_path / 'theirs', *group.experts],
+    [sys.executable, '-c', MERGEKIT, json.dumps(jobs)],
     env={**os.environ, 'HF_HUB_OFFLINE': '1', 'OMP_NUM_THREADS': '1'},
     cwd=tmp_path,
     capture_output=True,
@@ -172,11 +183,12 @@ def test_mergekits_task_arithmetic_agrees(group, tmp_path):
     check=False,
   )
   assert done.returncode == 0, done.stderr
-  ours = groups.merge(group, tmp_path / 'ours', method=groups.MEAN).output
-  got, want = groups.load(ours), groups.load(tmp_path / 'theirs')
-  assert got.keys() == want.keys()
-  for name, value in got.items():
-    groups.assert_within_a_unit(value, want[name], share=0.003, name=name)
+  for model, group in all_groups.items():
+    merged = groups.merge(group, tmp_path / f'our_{model}', method=groups.MEAN)
+    got, want = groups.load(merged.output), groups.load(tmp_path / model)
+    assert got.keys() == want.keys()
+    for name, value in got.items():
+      groups.assert_within_a_unit(value, want[name], share=0.003, name=name)
 
 
 def test_safetensors_reads_every_file(group, tmp_path):
@@ -224,7 +236,3 @@ def test_a_tied_base_that_stores_a_head(tmp_path, caplog, same):
   stored = groups.load(manifest.output)
   for name, value in loaded.state_dict().items():
     assert torch.equal(value.float(), torch.from_numpy(stored[name].astype(np.float32)))
-
-
-def test_the_default_method_is_the_papers():
-  assert resmerge_jax.MergeConfig('b', ('e',), 'o').method == resmerge_jax.ResMerge()

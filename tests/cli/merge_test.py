@@ -104,6 +104,17 @@ def test_the_default_is_the_papers_resmerge_in_bfloat16(group, tmp_path):
   assert (config['output_dtype'], config['seed']) == ('bfloat16', 0)
 
 
+def test_nested_fields_can_be_overridden(group, tmp_path):
+  config = run_merge(
+    group,
+    tmp_path / 'out',
+    '--config.method.family_scale.ffn=0.5',
+    '--config.outside.scale=0.25',
+  )
+  assert dict(config['method']['family_scale'])['ffn'] == 0.5
+  assert config['outside'] == {'reduce': 'mean', 'scale': 0.25}
+
+
 CONFIG = """
 import ml_collections
 def get_config(text='0.25'):

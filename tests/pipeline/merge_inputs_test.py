@@ -1,4 +1,4 @@
-"""Whole merges of unusual folders: dtypes, shapes, vocabularies, heads, twins, golden."""
+"""Whole merges of unusual folders: dtypes, shapes, rules, twins, golden."""
 
 import json
 
@@ -133,67 +133,6 @@ def test_other_ranks_follow_task_arithmetic_with_a_warning(tmp_path):
   assert rules['model.layers.0.mlp.up_proj.weight'] == 'method'
 
 
-class TestVocabulary:
-  """Embeddings of 6 (base), 8 and 5 rows, or 7 of the base."""
-
-  NAME = 'model.embed_tokens.weight'
-
-  def group(self, tmp_path, rows=(6, 8, 5)):
-    weights = [folders.tensors(i, vocab=n) for i, n in enumerate(rows)]
-    paths = [
-      folders.write_folder(tmp_path / name, weight, vocab_size=n)
-      for name, weight, n in zip(('base', 'e0', 'e1'), weights, rows, strict=True)
-    ]
-    arrays = [weight[self.NAME].astype(np.float64) for weight in weights]
-    return groups.Group(paths[0], tuple(paths[1:])), arrays
-
-  def test_error(self, tmp_path):
-    group, _ = self.group(tmp_path)
-    with pytest.raises(InputError) as caught:
-      groups.merge(group, tmp_path / 'out', method=MEAN)
-    text = str(caught.value)
-    assert f"expert 'e0': {self.NAME} in model.safetensors is BF16 [8, 4]" in text
-    assert f"expert 'e1': {self.NAME} in model.safetensors is BF16 [5, 4]" in text
-    assert 'choose --vocab=base_rows' in text
-    assert not (tmp_path / 'out').exists()
-
-  def test_base_rows(self, tmp_path):
-    group, (base, first, second) = self.group(tmp_path)
-    merged = groups.merge(
-      group, tmp_path / 'out', method=MEAN, vocab='base_rows', output_dtype='float32'
-    )
-    want = base + (first[:6] - base) / 2
-    want[:5] += (second - base[:5]) / 2
-    got = groups.load(merged.output)[self.NAME]
-    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7)
-    assert groups.config(merged.output)['vocab_size'] == 6
-    sizes = 'rows differ (base 6, e0 8, e1 5); --vocab=base_rows gives 6 rows'
-    assert f'{self.NAME}: {sizes}' in merged.warnings
-
-  def test_pad(self, tmp_path):
-    group, (_base, first, second) = self.group(tmp_path)
-    merged = groups.merge(
-      group, tmp_path / 'out', method=MEAN, vocab='pad', output_dtype='float32'
-    )
-    want = np.concatenate([(first[:5] + second) / 2, first[5:]])
-    got = groups.load(merged.output)[self.NAME]
-    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7)
-    assert got.shape == (8, 4)
-    assert groups.config(merged.output)['vocab_size'] == 8
-    assert 'config.json: vocab_size 6 -> 8' in merged.warnings
-    (record,) = (r for r in groups.records(merged.output) if r['name'] == self.NAME)
-    assert record['shape'] == [8, 4]
-
-  def test_pad_keeps_rows_that_only_the_base_has(self, tmp_path):
-    group, (base, first, second) = self.group(tmp_path, rows=(7, 5, 6))
-    merged = groups.merge(
-      group, tmp_path / 'out', method=MEAN, vocab='pad', output_dtype='float32'
-    )
-    want = np.concatenate([(first + second[:5]) / 2, second[5:], base[6:]])
-    got = groups.load(merged.output)[self.NAME]
-    np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-7)
-
-
 def test_rules_of_the_config(tmp_path):
   base = folders.tensors()
   experts = [folders.tensors(seed) for seed in (1, 2)]
@@ -304,6 +243,19 @@ def test_float16_overflow(tmp_path):
     'merged values exceed the range of F16\n  - a.weight\n'
     'What to do: pass --output_dtype=bfloat16 or float32; nothing was written'
   )
+  assert not (tmp_path / 'out').exists()
+
+
+def test_float16_overflow_of_a_copied_tensor(tmp_path):
+  base = {'a.weight': np.full((4, 4), 7e4, ml_dtypes.bfloat16)}
+  group = groups.write(tmp_path, base, [base])
+  with pytest.raises(InputError, match=r'exceed the range of F16\n  - a\.weight\n'):
+    groups.merge(
+      group,
+      tmp_path / 'out',
+      rules=(resmerge_jax.Rule('', 'base', 'all'),),
+      output_dtype='float16',
+    )
   assert not (tmp_path / 'out').exists()
 
 
