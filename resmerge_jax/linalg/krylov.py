@@ -15,9 +15,9 @@ import jax.numpy as jnp
 
 PRECISION = jax.lax.Precision.HIGHEST
 EPS = 2.0**-24  # unit round-off of float32
-# Krylov steps before each Rayleigh-Ritz test: 5, 5, 10, 15, 15. Well separated heads
-# settle at once; close spectra want long chains. After 50 steps the host takes over.
-MIN_STEPS, MAX_STEPS, MAX_CYCLES = 5, 15, 5
+# Krylov steps before each Rayleigh-Ritz test: 5, 5, then 10. Well separated heads settle
+# at once; close spectra want longer chains. After 50 steps the host takes over.
+MIN_STEPS, MAX_STEPS, MAX_CYCLES = 5, 10, 6
 TOLERANCE = 1e-5  # wanted relative error of the head; stops ten times below MAX_ERROR
 MAX_ERROR = 1e-4  # above this estimate a head must not be used
 THIN = 128  # short sides up to this go through the whole Gram matrix
