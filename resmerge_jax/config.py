@@ -57,8 +57,7 @@ class MergeConfig:
       value = getattr(self, name)
       if value is not None:
         object.__setattr__(self, name, parse_size(value))
-    check_choices(self.output_dtype, self.vocab)
-    check_seed(self.seed)
+    check_choices(self.output_dtype, self.vocab, self.seed)
     check_experts(len(self.experts), self.expert_ids, self.weights, self.method)
 
 
@@ -69,18 +68,14 @@ def outside_of(method: Any, outside: TaskArithmetic | None) -> TaskArithmetic:
   return method if isinstance(method, TaskArithmetic) else TaskArithmetic()
 
 
-def check_choices(output_dtype: str, vocab: str) -> None:
-  """Raises InputError for a value outside its list."""
+def check_choices(output_dtype: str, vocab: str, seed: int) -> None:
+  """Raises InputError for a value outside its list, or what is no seed."""
   for name, value, choices in (
     ('output_dtype', output_dtype, OUTPUT_DTYPES),
     ('vocab', vocab, VOCAB_POLICIES),
   ):
     if value not in choices:
       raise InputError(f'{name}: got {value!r}, expected {" | ".join(choices)}')
-
-
-def check_seed(seed: int) -> None:
-  """Raises InputError for what is no seed."""
   if not isinstance(seed, int) or seed < 0:  # numpy's generators take no other
     raise InputError(f'seed: got {seed}, expected 0 or more')
 
@@ -183,7 +178,7 @@ def config_from(values: Mapping[str, Any]) -> MergeConfig:
   Raises:
     InputError: missing or unknown fields, values out of range.
   """
-  values = {name: value for name, value in values.items() if value is not None}
+  values = _given(values)
   missing = [
     f'--{name}' for name in ('base', 'experts', 'output') if not values.get(name)
   ]
@@ -191,16 +186,13 @@ def config_from(values: Mapping[str, Any]) -> MergeConfig:
     raise InputError(
       'missing flags', missing, fix='python -m tools.merge --help shows examples'
     )
-  method = {k: v for k, v in values.pop('method', {}).items() if v is not None}
+  method = _given(values.pop('method', {}))
   if 'family_scale' in method:
-    scale = {k: v for k, v in dict(method['family_scale']).items() if v is not None}
-    method['family_scale'] = scale or None
+    method['family_scale'] = _given(dict(method['family_scale'])) or None
   values['method'] = make_method(method.pop('name', 'resmerge'), method)
   if 'outside' in values:
-    outside = {k: v for k, v in values['outside'].items() if v is not None}
+    outside = _given(values['outside'])
     values['outside'] = make_method('task_arithmetic', outside) if outside else None
-  if 'rules' in values:
-    values['rules'] = rules_from(values['rules'])
   return from_mapping(MergeConfig, values, 'config')
 
 
@@ -211,4 +203,9 @@ def to_plain(config: MergeConfig) -> dict[str, Any]:
   for name in ('base', 'output'):
     values[name] = str(values[name])
   values['experts'] = [str(path) for path in config.experts]
+  return _given(values)
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Without the fields that are not set."""
   return {name: value for name, value in values.items() if value is not None}

@@ -13,6 +13,14 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
+def no_arguments(argv: list[str]) -> None:
+  """Raises InputError for words that are no flags."""
+  if argv[1:]:
+    raise InputError(
+      'unexpected arguments', argv[1:], fix='write flags as --name=value'
+    )
+
+
 def run_app(
   main: Callable[[list[str]], int | None],
   doc: str | None,
@@ -25,7 +33,7 @@ def run_app(
 
   Exits with what `main` returns (None: 0). An InputError or a wrong flag is printed to
   stderr and exits with `error_status`; any other exception is a defect and keeps its
-  traceback. The flags that --help lists are those of main's module.
+  traceback. --help lists the flags that modules of this package have defined.
   """
   logging.set_verbosity(logging.WARNING)  # JAX tells about absent backends
   sys.modules['__main__'].__doc__ = doc  # where absl takes the text from
@@ -50,8 +58,8 @@ def run_app(
     app.define_help_flags()
     try:
       rest = define(argv)
-      for module in (main.__module__, define.__module__):
-        for flag in flags.FLAGS.get_flags_for_module(module):
+      for module, defined in flags.FLAGS.flags_by_module_dict().items():
+        for flag in defined if module.startswith('resmerge_jax.cli.') else ():
           flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
       return flags.FLAGS(rest)
     except InputError as error:

@@ -16,8 +16,7 @@ Examples:
 
 from absl import flags
 
-from resmerge_jax.cli.app import run_app
-from resmerge_jax.errors import InputError
+from resmerge_jax.cli.app import no_arguments, run_app
 from resmerge_jax.synthetic import SHAPES, make_group
 
 
@@ -34,10 +33,7 @@ def _define_flags() -> None:
 
 def main(argv: list[str]) -> None:
   """Makes the group that the flags describe and prints its folders."""
-  if argv[1:]:
-    raise InputError(
-      'unexpected arguments', argv[1:], fix='write flags as --name=value'
-    )
+  no_arguments(argv)
   flag = flags.FLAGS
   base, experts = make_group(
     flag.output,

@@ -17,21 +17,17 @@ Examples:
       --experts=A,B --output=M
 """
 
-from resmerge_jax.cli.app import run_app
-from resmerge_jax.cli.merge_flags import define_flags, merge_config
+from resmerge_jax.cli.app import no_arguments, run_app
 from resmerge_jax.cli.runtime import use_compilation_cache, use_huge_pages
-from resmerge_jax.errors import InputError
 from resmerge_jax.sizes import format_size
 
 
 def main(argv: list[str]) -> None:
   """Merges, then prints what was done."""
-  if argv[1:]:
-    raise InputError(
-      'unexpected arguments', argv[1:], fix='write flags as --name=value'
-    )
-  from resmerge_jax.pipeline.merge import merge  # JAX only once the flags are right
+  from resmerge_jax.cli.merge_flags import merge_config
+  from resmerge_jax.pipeline.merge import merge
 
+  no_arguments(argv)
   config = merge_config()
   use_compilation_cache()
   manifest = merge(config, show_progress=True)
@@ -53,4 +49,7 @@ def main(argv: list[str]) -> None:
 def run() -> None:
   """Entry point of `resmerge-merge` and `python -m tools.merge`."""
   use_huge_pages()
+  # JAX is imported from here on: a program that restarts itself need not load it twice.
+  from resmerge_jax.cli.merge_flags import define_flags
+
   run_app(main, __doc__, define=define_flags)

@@ -8,7 +8,6 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
-import sys
 from typing import Any
 
 import ml_collections
@@ -247,9 +246,3 @@ def _check_overrides(config: ml_collections.ConfigDict, argv: list[str]) -> None
       fix=f'fields: {", ".join(config)}; of config.method: {", ".join(config.method)}; '
       'base, experts, output, vocab and sizes are plain flags',
     )
-
-
-def register_help() -> None:
-  """Makes --help list these flags for the command that runs."""
-  for flag in flags.FLAGS.get_flags_for_module(__name__):
-    flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)

@@ -14,27 +14,20 @@ import json
 
 from absl import flags
 
-from resmerge_jax.cli.app import run_app
-from resmerge_jax.cli.merge_flags import define_flags, merge_config, register_help
-from resmerge_jax.errors import InputError
+from resmerge_jax.cli.app import no_arguments, run_app
+from resmerge_jax.cli.merge_flags import define_flags, merge_config
+from resmerge_jax.pipeline.merge import prepare
 from resmerge_jax.plan.report import describe_plan
 
 
 def _define_flags(argv: list[str]) -> list[str]:
   flags.DEFINE_boolean('json', False, 'print the plan as JSON')
-  rest = define_flags(argv)
-  register_help()
-  return rest
+  return define_flags(argv)
 
 
 def main(argv: list[str]) -> None:
   """Prints the plan."""
-  if argv[1:]:
-    raise InputError(
-      'unexpected arguments', argv[1:], fix='write flags as --name=value'
-    )
-  from resmerge_jax.pipeline.merge import prepare
-
+  no_arguments(argv)
   config = merge_config()
   prepared = prepare(config)
   if flags.FLAGS.json:

@@ -22,8 +22,8 @@ def replace_flagged(
 ) -> tuple[Merged, np.ndarray]:
   """`merged` with every layer redone whose head error exceeds MAX_ERROR.
 
-  Returns it with a boolean LxN array that tells which heads came from float64. A head
-  with NaN is left alone: the caller reports the NaN itself.
+  Returns it with a boolean LxN array that tells which heads came from float64. Layers
+  whose task vectors are not finite are left alone: the caller reports them.
   """
   shape = merged.sums.delta_sq_LxN.shape
   if merged.head is None:

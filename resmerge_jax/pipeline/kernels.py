@@ -126,16 +126,15 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
   """Compiles ahead of time, so that many can compile while the first bytes are read."""
   mesh = spec.mesh(devices)
   shape = layers, rows, cols = spec.padded_shape(devices)
-  stack, layer, whole = stack_sharding(mesh), layer_sharding(mesh), replicated(mesh)
+  on_base, on_experts = stack_sharding(mesh), expert_sharding(mesh)
+  layer, whole = layer_sharding(mesh), replicated(mesh)
 
   def aval(shape: tuple[int, ...], dtype: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
   n = spec.n_experts
-  base = aval(shape, staged_dtype(spec.base_dtype), stack)
-  experts = aval(
-    (layers, n, rows, cols), staged_dtype(spec.expert_dtype), expert_sharding(mesh)
-  )
+  base = aval(shape, staged_dtype(spec.base_dtype), on_base)
+  experts = aval((layers, n, rows, cols), staged_dtype(spec.expert_dtype), on_experts)
   head = None
   if spec.head_given:
     k = spec.head_rank
@@ -157,7 +156,7 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
     )
     .compile(CPU_OPTIONS if devices[0].platform == 'cpu' else None)
   )
-  return Kernel(run, shape, stack, expert_sharding(mesh), layer, whole)
+  return Kernel(run, shape, on_base, on_experts, layer, whole)
 
 
 def _merge_stack(

@@ -1,5 +1,6 @@
 """A whole merge: folders in, folder out."""
 
+import collections
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -21,7 +22,7 @@ from resmerge_jax.config import MergeConfig, outside_of, to_plain
 from resmerge_jax.errors import InputError
 from resmerge_jax.methods.table import method_of
 from resmerge_jax.pipeline.progress import Progress
-from resmerge_jax.pipeline.stream import Work, stream
+from resmerge_jax.pipeline.stream import Work, silent, stream
 from resmerge_jax.plan.plan import MergePlan, make_plan
 from resmerge_jax.sharding import merge_devices
 from resmerge_jax.version import __version__
@@ -29,7 +30,7 @@ from resmerge_jax.writers.card import model_card
 from resmerge_jax.writers.folder import FolderWriter, check_output
 from resmerge_jax.writers.sidecar import copied_side_files, output_config
 
-PACKAGES = ('resmerge_jax', 'jax', 'jaxlib', 'numpy', 'ml_dtypes')
+PACKAGES = ('jax', 'jaxlib', 'numpy', 'ml_dtypes')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +130,7 @@ def merge(config: MergeConfig, *, show_progress: bool = False) -> Manifest:
       weights=config.weights or (1.0,) * len(group.experts),
       seed=config.seed,
       devices=merge_devices(),
-      **({'progress': progress} if progress else {}),
+      progress=progress or silent,
     )
     records, seconds = stream(work)
     text, config_notes = output_config(
@@ -195,10 +196,10 @@ def _padded_vocabulary(group: ExpertGroup) -> int | None:
 
 def versions() -> dict[str, str]:
   """Versions of the packages that numbers may depend on."""
-  found = {'resmerge_jax': __version__}
-  for name in PACKAGES[1:]:
-    found[name] = importlib.metadata.version(name)
-  return found
+  return {
+    'resmerge_jax': __version__,
+    **{name: importlib.metadata.version(name) for name in PACKAGES},
+  }
 
 
 def _peak_memory() -> int:
@@ -240,20 +241,21 @@ def _manifest(
 
 def _card(config: MergeConfig, prepared: Prepared, warnings: tuple[str, ...]) -> str:
   group, method = prepared.group, method_of(config.method)
-  name = pathlib.Path(config.output).name
+  name, plain = pathlib.Path(config.output).name, to_plain(config)
+  counts: collections.Counter[str] = collections.Counter()
+  for rule, n in prepared.plan.rule_counts.items():
+    counts[f'{rule.action} ({rule.why})'] += n  # rules may share their reason
   return model_card(
     name=name,
     base=(group.base.id, group.base.header_sha256),
     experts={expert.id: expert.header_sha256 for expert in group.experts},
     method=method.name,
     reference=method.source,
-    parameters=to_plain(config)['method'],
-    rule_counts={
-      f'{rule.action} ({rule.why})': n for rule, n in prepared.plan.rule_counts.items()
-    },
+    parameters=plain['method'],
+    rule_counts=counts,
     output_dtype=config.output_dtype,
     command=f'python -m tools.merge --config={name}/manifest.json --output=NEW',
-    config=json.dumps(to_plain(config), indent=2),
+    config=json.dumps(plain, indent=2),
     warnings=warnings,
     versions=versions(),
   )

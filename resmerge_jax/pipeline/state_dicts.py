@@ -8,13 +8,7 @@ import numpy as np
 
 from resmerge_jax.checkpoint.group import check_group
 from resmerge_jax.checkpoint.memory import MemoryReader, memory_checkpoint
-from resmerge_jax.config import (
-  check_choices,
-  check_experts,
-  check_seed,
-  make_method,
-  outside_of,
-)
+from resmerge_jax.config import check_choices, check_experts, make_method, outside_of
 from resmerge_jax.methods.table import method_of
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.pipeline.stream import Work, stream
@@ -75,8 +69,7 @@ def merge_state_dicts(
   }  # fmt: skip
   method_params = make_method(method, params)
   weights = None if weights is None else tuple(weights)
-  check_choices(output_dtype, 'error')
-  check_seed(seed)
+  check_choices(output_dtype, 'error', seed)
   check_experts(len(named), None, weights, method_params)
   group = check_group(
     memory_checkpoint(base, 'base'),

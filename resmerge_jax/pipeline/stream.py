@@ -46,6 +46,11 @@ class Sink(Protocol):
   def write(self, name: str, offset_bytes: int, data: np.ndarray) -> None: ...
 
 
+def silent(label: str, nbytes: int) -> None:
+  """Progress that is not shown."""
+  del label, nbytes
+
+
 @dataclasses.dataclass(frozen=True)
 class Work:
   """What the loop needs beside the plan. `weights`: one per expert."""
@@ -59,7 +64,7 @@ class Work:
   weights: tuple[float, ...]
   seed: int
   devices: tuple[jax.Device, ...]
-  progress: Callable[[str, int], None] = lambda label, nbytes: None  # noqa: ARG005
+  progress: Callable[[str, int], None] = silent
 
 
 def stream(work: Work) -> tuple[Records, dict[str, float]]:
@@ -103,7 +108,7 @@ def stream(work: Work) -> tuple[Records, dict[str, float]]:
         _timed(
           seconds, 'compute_wait', functools.partial(jax.block_until_ready, running)
         )
-        result = running = _dispatch(work, kernel, step, inputs)
+        result = running = _dispatch(work, kernel, spec, step, inputs)
       job = functools.partial(_finish, work, staging, records, spec)
       finished.append(finishing.submit(job, step, inputs, result))
       while len(finished) > 1 or (finished and not fetched and not steps):
@@ -151,17 +156,14 @@ def _spec(work: Work, step: Step) -> KernelSpec:
   )
 
 
-def _shape(work: Work, step: Step) -> tuple[int, int, int]:
-  spec = _spec(work, step)
-  if not _computes(step):
-    return (spec.layers, spec.rows, spec.cols)
-  return spec.padded_shape(work.devices)
-
-
 def _fetch(
   work: Work, staging: Staging, pool: ThreadPoolExecutor, step: Step
 ) -> Staged:
-  target = staged(staging, _shape(work, step), step.stack)
+  stack = step.stack
+  shape = stack.layers, stack.rows, stack.n_cols
+  if _computes(step):
+    shape = _spec(work, step).padded_shape(work.devices)
+  target = staged(staging, shape, stack)
   fill(step, target, work.group, work.readers, pool)
   return target
 
@@ -174,8 +176,10 @@ def _weights(work: Work, step: Step) -> np.ndarray:
   return weights_N
 
 
-def _dispatch(work: Work, kernel: Kernel, step: Step, inputs: Staged) -> Merged:
-  start_PxC = random_start(work.seed, _spec(work, step).start_shape)
+def _dispatch(
+  work: Work, kernel: Kernel, spec: KernelSpec, step: Step, inputs: Staged
+) -> Merged:
+  start_PxC = random_start(work.seed, spec.start_shape)
   return kernel.run(
     jax.device_put(inputs.base, kernel.base),
     jax.device_put(inputs.experts, kernel.experts),

@@ -125,7 +125,8 @@ def make_plan(
   for name, ref in group.base.tensors.items():
     code = OUTPUT_CODES.get(output_dtype, ref.dtype) if ref.is_float else ref.dtype
     out[name] = dataclasses.replace(ref, dtype=code, shape=group.out_shape(name))
-  assigned = assign(tuple(group.base.tensors.values()), rules)
+  stored = tuple(group.base.tensors.values())
+  assigned = assign(stored, rules)
   if whole_matrix:
     _check_even(group, assigned)
   stacks = build_stacks(group, assigned, out, whole_matrix=whole_matrix, budget=budget)
@@ -138,7 +139,7 @@ def make_plan(
     warnings=(
       *(warning for source in group.sources for warning in source.warnings),
       *group.warnings,
-      *traps(tuple(group.base.tensors.values()), assigned),
+      *traps(stored, assigned),
     ),
     budget=budget if budget is not None else max(DEFAULT_BUDGET, peak_memory(stacks)),
   )

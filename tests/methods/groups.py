@@ -11,8 +11,12 @@ import numpy as np
 from resmerge_jax.linalg.exact import exact_head
 from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.methods.base import Update, apply_update
+from resmerge_jax.methods.resmerge import CHOICES
 from resmerge_jax.methods.table import method_of
 from resmerge_jax.types import Family
+
+ROWS, COLS = 12, 9
+VARIANTS = CHOICES['variant']
 
 # These programs are tiny: compiling them fast is all that counts.
 FAST_COMPILE: dict[str, str | bool | int] = {

@@ -6,18 +6,15 @@ import pytest
 
 from resmerge_jax.methods.resmerge import (
   BRANCHES,
-  CHOICES,
   CONSENSUS,
   MEAN,
   ZERO,
   ResMerge,
 )
 from tests.methods import groups
+from tests.methods.groups import COLS, ROWS, VARIANTS
 from tests.oracles.resmerge import head as oracle_head
 from tests.oracles.resmerge import resmerge
-
-ROWS, COLS = 12, 9
-VARIANTS = CHOICES['variant']
 
 # --- Identities (exact for eps = 0) ---
 

@@ -17,14 +17,13 @@ from resmerge_jax.methods.resmerge import (
   ResMerge,
 )
 from tests.methods import groups
+from tests.methods.groups import COLS, ROWS, VARIANTS
 from tests.oracles.resmerge import resmerge
 
-ROWS, COLS = 12, 9
 SCALARS = (
   's_R', 'c_R', 'score', 'beta', 'alpha_R', 'n_R', 'S_H', 'norm_R', 'norm_H', 'norm_A',
   'norm_C',
 )  # fmt: skip
-VARIANTS = CHOICES['variant']
 FAMILIES = ('attention', 'ffn', 'other')
 ALL_SETTINGS = [
   ({'variant': v, 'backbone': b, 'head_gate': g}, family)
