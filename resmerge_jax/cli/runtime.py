@@ -6,7 +6,10 @@ import platform
 import sys
 
 MALLOC = 'GLIBC_TUNABLES'
-HUGE_PAGES = 'glibc.malloc.hugetlb=1'
+HUGE_PAGES = (
+  'glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1'
+  ':glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8294967296'
+)
 
 
 def use_huge_pages() -> None:

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from resmerge_jax.linalg.krylov import PRECISION, Head
+from resmerge_jax.linalg.task_vectors import TaskVectors
 
-Matrices = jax.Array | Sequence[jax.Array]  # NxRxC, or N arrays RxC
+Matrices = TaskVectors | jax.Array | Sequence[jax.Array]  # N matrices RxC
 
 
 def gram(x_NxRxC: Matrices) -> jax.Array:
@@ -34,7 +35,7 @@ def norms_of_sums(x_NxRxC: Matrices, coefficients_SxN: jax.Array) -> jax.Array:
 
 def sums(x_list: Sequence[jax.Array]) -> jax.Array:
   """Sum of each RxC array, in one fused pass over all of them."""
-  return jnp.stack([row_R.sum() for row_R in row_sums(x_list)])
+  return jnp.stack(row_sums(x_list)).sum(1)
 
 
 def row_sums(x_list: Sequence[jax.Array]) -> Sequence[jax.Array]:
@@ -60,7 +61,7 @@ def another_pass(*operands: Any) -> Any:
   return jax.lax.optimization_barrier(operands)
 
 
-def residual(delta_NxRxC: jax.Array, head: Head) -> list[jax.Array]:
+def residual(delta_NxRxC: TaskVectors | jax.Array, head: Head) -> list[jax.Array]:
   """R_i = D_i - H_i (paper, Eq. 6). Meant to fuse into its consumer, not to be kept.
 
   The head is subtracted term by term so that XLA can do it inside the reduction of

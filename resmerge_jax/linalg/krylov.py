@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 PRECISION = jax.lax.Precision.HIGHEST
 EPS = 2.0**-24  # unit round-off of float32
@@ -20,7 +21,7 @@ EPS = 2.0**-24  # unit round-off of float32
 MIN_STEPS, MAX_STEPS, MAX_CYCLES = 5, 10, 6
 TOLERANCE = 1e-5  # wanted relative error of the head; stops ten times below MAX_ERROR
 MAX_ERROR = 1e-4  # above this estimate a head must not be used
-THIN = 128  # short sides up to this go through the whole Gram matrix
+THIN = 64  # short sides up to this go through the whole Gram matrix
 # Rounding, in units of EPS sigma_1^2: what an eigh of the whole Gram matrix leaves as
 # residual; what a measured residual may miss; where a new direction is only noise.
 WHOLE_GRAM, MEASURED, NOISE = 8.0, 1.0, 8.0
@@ -60,13 +61,13 @@ def block_size(k: int) -> int:
 
 def ritz_size(k: int, short: int) -> int:
   """M of `Head.ritz_MxC`."""
-  return min(2 * block_size(k), short)
+  return min(block_size(k), short)
 
 
 def top_k(delta_RxC: jax.Array, k: int, start_PxC: jax.Array) -> Head:
   """Head of rank `k` of one float32 matrix, with an estimate of its error.
 
-  `start_PxC` is random, P = block_size(k). Where `error` exceeds MAX_ERROR the gap after
+  `start_PxC` holds random orthonormal rows, P = block_size(k). Where `error` exceeds MAX_ERROR the gap after
   sigma_k is too small for float32 (or the cap on steps was reached) and the caller
   must ask `linalg.exact`. A zero matrix gives a zero head with error 0.
   """
@@ -75,7 +76,8 @@ def top_k(delta_RxC: jax.Array, k: int, start_PxC: jax.Array) -> Head:
   energy = jnp.sum(jnp.sum(delta_RxC * delta_RxC, axis=1))
   scale = jnp.where(energy > 0, jax.lax.rsqrt(energy), 0.0)
   if short <= THIN:
-    y_MxR, v_MxC, theta_M, rho_M = _whole_space(delta_RxC, scale)
+    p = min(block_size(k), short)
+    y_MxR, v_MxC, theta_M, rho_M = _whole_space(delta_RxC, p, scale)
   else:
     y_MxR, v_MxC, theta_M, rho_M = _krylov(delta_RxC, k, start_PxC, scale)
   theta_next = theta_M[k] if k < short else jnp.float32(0)
@@ -111,22 +113,28 @@ def _head_error(theta_M: jax.Array, rho_M: jax.Array, k: int) -> jax.Array:
   return jnp.sqrt(2 * lost / theta_M[:k].sum())
 
 
-def _whole_space(delta_RxC: jax.Array, scale: jax.Array) -> tuple[jax.Array, ...]:
-  """All Ritz pairs of a thin matrix from the Gram matrix of its short side."""
+def _whole_space(
+  delta_RxC: jax.Array, p: int, scale: jax.Array
+) -> tuple[jax.Array, ...]:
+  """All Ritz values of a thin matrix from the Gram matrix of its short side.
+
+  The leading P pairs get vectors.
+  """
   d_RxC = delta_RxC * scale
   if d_RxC.shape[0] >= d_RxC.shape[1]:
     theta_M, s_CxM = jnp.linalg.eigh(_dot('rc,rm->cm', d_RxC, d_RxC))
-    v_MxC = s_CxM.T[::-1]
-    y_MxR = _dot('rc,mc->rm', delta_RxC, v_MxC).T
+    v_PxC = s_CxM[:, ::-1][:, :p].T
+    y_PxR = _dot('rc,pc->rp', delta_RxC, v_PxC).T
   else:
     theta_M, s_RxM = jnp.linalg.eigh(_dot('rc,mc->rm', d_RxC, d_RxC))
-    u_MxR = s_RxM.T[::-1]
-    v_MxC = _dot('mr,rc->mc', u_MxR, d_RxC)
-    size_M = jnp.linalg.norm(v_MxC, axis=1, keepdims=True)
-    v_MxC = jnp.where(size_M > 0, v_MxC / jnp.where(size_M > 0, size_M, 1.0), 0.0)
-    y_MxR = u_MxR * jnp.where(scale > 0, size_M / scale, 0.0)
-  theta_M = jnp.sum((y_MxR * scale) ** 2, axis=1)
-  return y_MxR, v_MxC, theta_M, jnp.full_like(theta_M, WHOLE_GRAM * EPS) * theta_M[0]
+    u_PxR = s_RxM[:, ::-1][:, :p].T
+    v_PxC = _dot('pr,rc->pc', u_PxR, d_RxC)
+    size_P = jnp.linalg.norm(v_PxC, axis=1, keepdims=True)
+    v_PxC = jnp.where(size_P > 0, v_PxC / jnp.where(size_P > 0, size_P, 1.0), 0.0)
+    y_PxR = u_PxR * jnp.where(scale > 0, size_P / scale, 0.0)
+  theta_M = jnp.maximum(theta_M[::-1], 0.0)
+  theta_M = theta_M.at[:p].set(jnp.sum((y_PxR * scale) ** 2, axis=1))
+  return y_PxR, v_PxC, theta_M, jnp.full_like(theta_M, WHOLE_GRAM * EPS) * theta_M[0]
 
 
 def _krylov(
@@ -137,6 +145,7 @@ def _krylov(
   p = start_PxC.shape[0]
   kept = 2 * p
   m = kept + MAX_STEPS * p
+  diagonal_MxM = np.eye(m, dtype=bool) & (np.arange(m) < kept)
 
   def step(i: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     v_MxC, t_MxM, x_PxC, _ = state
@@ -146,11 +155,12 @@ def _krylov(
     t_PxM = _dot('pc,mc->pm', w_PxC, v_MxC)
     t_MxM = jax.lax.dynamic_update_slice_in_dim(t_MxM, t_PxM, kept + i * p, 0)
     t_MxM = jax.lax.dynamic_update_slice_in_dim(t_MxM, t_PxM.T, kept + i * p, 1)
-    least = NOISE * EPS * jnp.max(jnp.linalg.norm(w_PxC, axis=1))
-    w_PxC = w_PxC - _dot('pm,mc->pc', t_PxM, v_MxC)
-    w_PxC = _project_out(w_PxC, v_MxC)
+    # |B x| of the longest x: what is left of it below this is rounding
+    least = NOISE * EPS * jnp.max(jnp.abs(t_PxM))
+    w_PxC = _project_out(w_PxC - _dot('pm,mc->pc', t_PxM, v_MxC), v_MxC)
     gram_PxP = _dot('pc,qc->pq', w_PxC, w_PxC)
-    x_PxC = _orthonormal(_project_out(_orthonormal(w_PxC, least), v_MxC), 1e-3)
+    x_PxC = _project_out(_orthonormal(w_PxC, gram_PxP, least), v_MxC)
+    x_PxC = _orthonormal(x_PxC, _dot('pc,qc->pq', x_PxC, x_PxC), 1e-3)
     return v_MxC, t_MxM, x_PxC, gram_PxP
 
   def cycle(basis: _Basis) -> _Basis:
@@ -164,8 +174,8 @@ def _krylov(
       jnp.maximum(_dot('pm,pq,qm->m', last_PxM, gram_PxP, last_PxM), 0.0)
     )
     ritz_MxC = _dot('mj,mc->jc', s_MxM[:, :kept], v_MxC)
-    v_MxC = jnp.zeros_like(v_MxC).at[:kept].set(ritz_MxC)
-    t_MxM = jnp.zeros_like(t_MxM).at[:kept, :kept].set(jnp.diag(theta_M[:kept]))
+    v_MxC = jnp.pad(ritz_MxC, ((0, m - kept), (0, 0)))
+    t_MxM = jnp.where(diagonal_MxM, theta_M, 0.0)
     return _Basis(v_MxC, t_MxM, x_PxC, theta_M, rho_M, basis.cycle + 1)
 
   def unsettled(basis: _Basis) -> jax.Array:
@@ -182,13 +192,13 @@ def _krylov(
   start = _Basis(
     v_MxC=jnp.zeros((m, n_cols)),
     t_MxM=jnp.zeros((m, m)),
-    x_PxC=_orthonormal(_orthonormal(start_PxC, 0.0), 1e-3),
+    x_PxC=start_PxC,
     theta_M=jnp.zeros(m),
     rho_M=jnp.full(m, jnp.inf),
     cycle=jnp.int32(0),
   )
   basis = jax.lax.while_loop(unsettled, cycle, start)
-  return _polish(delta_RxC, basis.v_MxC[:kept], scale)
+  return _polish(delta_RxC, basis.v_MxC[:p], scale)
 
 
 def _polish(
@@ -210,14 +220,15 @@ def _project_out(w_PxC: jax.Array, v_MxC: jax.Array) -> jax.Array:
   return w_PxC - _dot('pm,mc->pc', _dot('pc,mc->pm', w_PxC, v_MxC), v_MxC)
 
 
-def _orthonormal(w_PxC: jax.Array, least: jax.Array | float) -> jax.Array:
+def _orthonormal(
+  w_PxC: jax.Array, gram_PxP: jax.Array, least: jax.Array | float
+) -> jax.Array:
   """Rows spanning those of `w`; directions no longer than `least` become zero rows.
 
-  The Gram matrix resolves directions down to sqrt(EPS) of the longest; the shorter
-  ones are rotated apart and rescaled, but orthonormal only after a second call.
+  `gram_PxP` is w w^T. It resolves directions down to sqrt(EPS) of the longest; the
+  shorter ones are rotated apart and rescaled, but orthonormal only after a second call.
   """
-  _, q_PxP = jnp.linalg.eigh(_dot('pc,qc->pq', w_PxC, w_PxC))
+  _, q_PxP = jnp.linalg.eigh(gram_PxP)
   w_PxC = _dot('pq,pc->qc', q_PxP, w_PxC)
-  size_P = jnp.linalg.norm(w_PxC, axis=1, keepdims=True)
-  usable_P = size_P > least
-  return jnp.where(usable_P, w_PxC / jnp.where(usable_P, size_P, 1.0), 0.0)
+  square_P = jnp.sum(w_PxC * w_PxC, axis=1, keepdims=True)
+  return w_PxC * jnp.where(square_P > least**2, jax.lax.rsqrt(square_P), 0.0)

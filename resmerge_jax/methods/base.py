@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.types import Family
 
 # einsum is the better kernel beyond this many rank-one terms; below it they fuse
@@ -37,15 +38,14 @@ Stats = dict[str, jax.Array]  # scalars or small vectors for the tensor's record
 class MergeFn(Protocol):
   def __call__(
     self,
-    base_RxC: jax.Array,
-    delta_NxRxC: jax.Array,
+    delta_NxRxC: TaskVectors,
     head: Head | None,
     *,
     weights_N: jax.Array,
     family: Family | None,
     params: Any,
   ) -> tuple[Update, Stats]:
-    """The update to add to `base`, float32. `head` is stacked over experts (NxK...)."""
+    """The update to add to the base. `head` is stacked over experts (NxK...)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +68,11 @@ class Method:
   whole_matrix: bool = True
 
 
-def apply_update(update: Update, delta_NxRxC: jax.Array) -> jax.Array:
+def apply_update(update: Update, delta_NxRxC: TaskVectors) -> jax.Array:
   """The update as a float32 matrix RxC."""
   if isinstance(update, Dense):
     return update.update_RxC
-  out_RxC = jnp.zeros_like(delta_NxRxC[0])
+  out_RxC = jnp.zeros(delta_NxRxC.shape)
   for i in range(len(delta_NxRxC)):
     out_RxC += update.a_N[i] * delta_NxRxC[i]
   n_terms = update.w_T.shape[0]

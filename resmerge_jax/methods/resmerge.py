@@ -22,6 +22,7 @@ from resmerge_jax.linalg.gram import (
   residual,
 )
 from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import LowRank, Method, Stats
 from resmerge_jax.types import Family
 
@@ -39,6 +40,7 @@ BRANCHES = ('consensus', 'mean', 'zero')  # what the backbone A came out as
 CONSENSUS, MEAN, ZERO = range(3)
 TINY = 1e-8  # the releases' absolute thresholds on norms
 MAX_RANK = 64  # the solver keeps k + 3 vectors per block
+CANCELS = 0.05  # share of a squared sum below which the Gram matrix loses digits
 CANCELLED = 1e-5  # |Q| / N below which float32 leaves Q no direction
 NO_RESIDUAL = 2e-6  # ||R|| / ||D|| that the rounding of a head leaves by itself
 
@@ -95,8 +97,7 @@ class ResMerge:
 
 
 def merge(
-  base_RxC: jax.Array,  # noqa: ARG001
-  delta_NxRxC: jax.Array,
+  delta_NxRxC: TaskVectors,
   head: Head | None,
   *,
   weights_N: jax.Array,  # noqa: ARG001
@@ -112,8 +113,9 @@ def merge(
   norm_R_N = jnp.where(norm_R_N > NO_RESIDUAL * norm_H_N, norm_R_N, 0.0)
 
   unit_N = _unit_scale(norm_R_N, params)  # q_i = unit_i R_i, Eq. 7
-  r_NxRxC = residual(*another_pass(delta_NxRxC, head))
-  norm_Q, norm_sum_R = norms_of_sums(r_NxRxC, jnp.stack([unit_N, norm_R_N > 0]))
+  norm_Q, norm_sum_R = _norms_of_sums(
+    gram_R_NxN, jnp.stack([unit_N, norm_R_N > 0]), delta_NxRxC, head
+  )
   s_R, c_R = _reliability(gram_R_NxN, unit_N, norm_R_N, norm_Q, params)  # Eq. 8
   score = _score(s_R, c_R, n, params) * params.scale_of(family)
   beta = params.beta_max - (params.beta_max - params.beta_min) * score  # Eq. 9
@@ -144,6 +146,28 @@ def merge(
 
 def _norms(gram_NxN: jax.Array) -> jax.Array:
   return jnp.sqrt(jnp.maximum(jnp.diagonal(gram_NxN), 0.0))
+
+
+def _norms_of_sums(
+  gram_NxN: jax.Array,
+  coefficients_SxN: jax.Array,
+  delta_NxRxC: TaskVectors,
+  head: Head,
+) -> jax.Array:
+  """||sum_n s_n R_n|| per row s: from the Gram matrix unless terms cancel in it.
+
+  The Gram matrix gives a square to a few units of float32 of (sum_n s_n ||R_n||)^2; at
+  CANCELS of that the norm still has six digits. Below, the matrices are summed first.
+  """
+  squares_S = jnp.einsum(
+    'sn,nm,sm->s', coefficients_SxN, gram_NxN, coefficients_SxN, precision='highest'
+  )
+  most_S = (coefficients_SxN @ _norms(gram_NxN)) ** 2
+  return jax.lax.cond(
+    jnp.any(squares_S < CANCELS * most_S),
+    lambda: norms_of_sums(residual(*another_pass(delta_NxRxC, head)), coefficients_SxN),
+    lambda: jnp.sqrt(squares_S),
+  )
 
 
 def _e(params: ResMerge) -> float:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from resmerge_jax.errors import InputError
 from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import LowRank, Method, Stats
 from resmerge_jax.types import Family
 
@@ -34,8 +35,7 @@ class TaskArithmetic:
 
 
 def merge(
-  base_RxC: jax.Array,  # noqa: ARG001
-  delta_NxRxC: jax.Array,
+  delta_NxRxC: TaskVectors,
   head: Head | None,  # noqa: ARG001
   *,
   weights_N: jax.Array,
@@ -47,7 +47,7 @@ def merge(
   if params.reduce == 'mean':
     total = weights_N.sum()  # 0 for rows of a padded vocabulary that no expert has
     a_N = jnp.where(total == 0, 0.0, a_N / jnp.where(total == 0, 1.0, total))
-  n_rows, n_cols = delta_NxRxC[0].shape
+  n_rows, n_cols = delta_NxRxC.shape
   return LowRank(a_N, jnp.zeros(0), jnp.zeros((0, n_rows)), jnp.zeros((0, n_cols))), {}
 
 

@@ -8,7 +8,13 @@ import numpy as np
 from resmerge_jax.host_float import to_float32
 from resmerge_jax.linalg.exact import host_head
 from resmerge_jax.linalg.krylov import MAX_ERROR, Head
-from resmerge_jax.pipeline.kernels import KernelSpec, Merged, compile_kernel
+from resmerge_jax.pipeline.kernels import (
+  KernelSpec,
+  Merged,
+  as_bits,
+  compile_kernel,
+  on_host,
+)
 from resmerge_jax.pipeline.staging import Staged
 
 
@@ -44,14 +50,15 @@ def replace_flagged(
       _solve(head, int(i), inputs.base[layer], inputs.experts[layer, i], rows)
     one_layer = slice(layer, layer + 1)
     redone = kernel.run(
-      jax.device_put(inputs.base[one_layer, :rows], kernel.base),
-      jax.device_put(inputs.experts[one_layer, :, :rows], kernel.experts),
+      jax.device_put(as_bits(inputs.base[one_layer, :rows]), kernel.base),
+      jax.device_put(as_bits(inputs.experts[one_layer, :, :rows]), kernel.experts),
       jax.device_put(weights_N, kernel.whole),
       jax.device_put(np.zeros(one.start_shape, np.float32), kernel.whole),
       jax.device_put(_fit(head, rows), kernel.layer),
     )
-    for old, new in zip(jax.tree.leaves(merged), jax.tree.leaves(redone), strict=True):
-      value = np.asarray(new)[0]
+    fetched = on_host(one, redone)
+    for old, new in zip(jax.tree.leaves(merged), jax.tree.leaves(fetched), strict=True):
+      value = new[0]
       old[layer, ...][tuple(slice(n) for n in value.shape)] = value
   return merged, flagged_LxN
 

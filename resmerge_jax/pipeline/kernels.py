@@ -11,10 +11,13 @@ import numpy as np
 
 from resmerge_jax.linalg.gram import another_pass, row_sums
 from resmerge_jax.linalg.krylov import Head, block_size, ritz_size, top_k
+from resmerge_jax.linalg.task_vectors import TaskVectors, narrow, widen
 from resmerge_jax.methods.base import Update, apply_update
 from resmerge_jax.methods.table import method_of
+from resmerge_jax.pipeline.program_cache import cached
 from resmerge_jax.sharding import (
   apart_by_layer,
+  each,
   expert_sharding,
   layer_sharding,
   mesh_for,
@@ -26,7 +29,10 @@ from resmerge_jax.types import DTYPES, Family
 
 # The classic emitters compile our programs a third faster than XLA:CPU's new ones, and
 # the result runs as fast (measured, docs/performance.md).
-CPU_OPTIONS: dict[str, str | bool] = {'xla_cpu_use_fusion_emitters': False}
+CPU_OPTIONS: dict[str, str | bool] = {
+  'xla_cpu_use_fusion_emitters': False,
+  'xla_backend_optimization_level': '1',
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +111,23 @@ def staged_dtype(code: str) -> Any:
   return DTYPES['F32' if code == 'F64' else code]
 
 
+def device_dtype(code: str) -> Any:
+  """The dtype of a kernel's arrays: bfloat16 goes as its bits (see `widen`)."""
+  return np.dtype(np.uint16) if code == 'BF16' else staged_dtype(code)
+
+
+def as_bits(staged: np.ndarray) -> np.ndarray:
+  """A staged array as kernels take it."""
+  return staged.view(np.uint16) if staged.dtype == DTYPES['BF16'] else staged
+
+
+def on_host(spec: KernelSpec, merged: Merged) -> Merged:
+  """A step's result as numpy arrays, weights in their own dtype."""
+  fetched = jax.tree.map(np.asarray, merged)
+  weights = fetched.out_LxRxC.view(staged_dtype(spec.out_dtype))
+  return fetched._replace(out_LxRxC=weights)
+
+
 def common_dtype(codes: Sequence[str]) -> str:
   """One dtype for all experts of a stack: their own, or float32 where they differ."""
   return codes[0] if len(set(codes)) == 1 else 'F32'
@@ -112,13 +135,16 @@ def common_dtype(codes: Sequence[str]) -> str:
 
 @functools.lru_cache(maxsize=64)
 def random_start(seed: int, shape: tuple[int, int]) -> np.ndarray:
-  """The solver's start, PxC: the same for all matrices of one width.
+  """The solver's start, PxC: orthonormal rows, the same for all matrices of one width.
 
   It depends on the seed and the shape alone, so neither the order of the tensors nor
   the devices change a result.
   """
   rng = np.random.default_rng([seed, *shape])
-  return rng.standard_normal(shape, np.float32)
+  start_PxC = np.zeros(shape, np.float32)
+  rows_XxC = np.linalg.qr(rng.standard_normal(shape[::-1]))[0].T
+  start_PxC[: len(rows_XxC)] = rows_XxC  # P > C only where no start is used
+  return start_PxC
 
 
 @functools.lru_cache(maxsize=256)
@@ -133,8 +159,8 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
   n = spec.n_experts
-  base = aval(shape, staged_dtype(spec.base_dtype), on_base)
-  experts = aval((layers, n, rows, cols), staged_dtype(spec.expert_dtype), on_experts)
+  base = aval(shape, device_dtype(spec.base_dtype), on_base)
+  experts = aval((layers, n, rows, cols), device_dtype(spec.expert_dtype), on_experts)
   head = None
   if spec.head_given:
     k = spec.head_rank
@@ -145,79 +171,75 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
       f32((layers, n, ritz_size(k, min(spec.rows, cols)), cols)),
     )  # fmt: skip
     head = Head(*fields)
-  run = (
-    jax.jit(apart_by_layer(functools.partial(_merge_stack, spec), mesh))
-    .lower(
-      base,
-      experts,
-      aval((n,), jnp.float32, whole),
-      aval(spec.start_shape, jnp.float32, whole),
-      head,
-    )
-    .compile(CPU_OPTIONS if devices[0].platform == 'cpu' else None)
-  )
+  on_cpu = devices[0].platform == 'cpu'
+  start = aval(spec.start_shape, jnp.float32, whole)
+  arguments = (base, experts, aval((n,), jnp.float32, whole), start, head)
+
+  def compile_program() -> jax.stages.Compiled:
+    stepped = apart_by_layer(functools.partial(_merge_stack, spec, not on_cpu), mesh)
+    lowered = jax.jit(stepped).lower(*arguments)
+    return lowered.compile(CPU_OPTIONS if on_cpu else None)
+
+  on_cpu = devices[0].platform == 'cpu'
+  run = cached((spec, mesh.shape_tuple), tuple(mesh.devices.flat), compile_program)
   return Kernel(run, shape, on_base, on_experts, layer, whole)
 
 
 def _merge_stack(
   spec: KernelSpec,
+  at_once: bool,
   base_LxRxC: jax.Array,
   experts_LxNxRxC: jax.Array,
   weights_N: jax.Array,
   start_PxC: jax.Array,
   head: Head | None,
 ) -> Merged:
-  one = functools.partial(_merge_one, spec)
-  return jax.vmap(one, (0, 0, None, None, 0))(
-    base_LxRxC, experts_LxNxRxC, weights_N, start_PxC, head
-  )
+  def one(stored: tuple[jax.Array, jax.Array, Head | None]) -> Merged:
+    base_RxC, experts_NxRxC, head = stored
+    delta_NxRxC = TaskVectors(base_RxC, experts_NxRxC)
+    return _merge_one(spec, at_once, delta_NxRxC, weights_N, start_PxC, head)
+
+  return each(one, (base_LxRxC, experts_LxNxRxC, head), at_once)
 
 
 def _merge_one(
   spec: KernelSpec,
-  stored_base_RxC: jax.Array,
-  stored_NxRxC: jax.Array,
+  at_once: bool,
+  delta_NxRxC: TaskVectors,
   weights_N: jax.Array,
   start_PxC: jax.Array,
   head: Head | None,
 ) -> Merged:
   """One matrix: exact float32 differences, head, merge, one rounding."""
   method = method_of(spec.params)
-  base_RxC = stored_base_RxC.astype(jnp.float32)
-  delta_NxRxC = stored_NxRxC.astype(jnp.float32) - base_RxC
   k = spec.head_rank
   if k and head is None:
-    head = jax.vmap(functools.partial(top_k, k=k, start_PxC=start_PxC))(delta_NxRxC)
+
+    def solve(expert_RxC: jax.Array) -> Head:
+      # The barrier keeps XLA from widening the base once for all, at a pass's cost.
+      base_RxC, expert_RxC = another_pass(delta_NxRxC.base_RxC, expert_RxC)
+      return top_k(widen(expert_RxC) - widen(base_RxC), k, start_PxC)
+
+    head = each(solve, delta_NxRxC.experts_NxRxC, at_once)
   update, stats = method.merge(
-    base_RxC,
-    delta_NxRxC,
-    head,
-    weights_N=weights_N,
-    family=spec.family,
-    params=spec.params,
+    delta_NxRxC, head, weights_N=weights_N, family=spec.family, params=spec.params
   )
-  out_dtype = staged_dtype(spec.out_dtype)
-  stored_base_RxC, delta_NxRxC, update = another_pass(
-    stored_base_RxC, delta_NxRxC, update
-  )
-  merged_RxC = stored_base_RxC.astype(jnp.float32) + apply_update(update, delta_NxRxC)
-  out_RxC = merged_RxC.astype(out_dtype)
-  sums = _sums(*another_pass(stored_base_RxC, delta_NxRxC, update, out_RxC))
+  delta_NxRxC, update = another_pass(delta_NxRxC, update)
+  merged_RxC = widen(delta_NxRxC.base_RxC) + apply_update(update, delta_NxRxC)
+  out_RxC = narrow(merged_RxC, device_dtype(spec.out_dtype))
+  sums = _sums(*another_pass(delta_NxRxC, update, out_RxC))
   return Merged(out_RxC, sums, stats, head)
 
 
-def _sums(
-  stored_base_RxC: jax.Array, delta_NxRxC: jax.Array, update: Update, out_RxC: jax.Array
-) -> Sums:
-  n = delta_NxRxC.shape[0]
+def _sums(delta_NxRxC: TaskVectors, update: Update, out_RxC: jax.Array) -> Sums:
+  n = len(delta_NxRxC)
   update_RxC = apply_update(update, delta_NxRxC)
-  merged_RxC = stored_base_RxC.astype(jnp.float32) + update_RxC
-  loss_RxC = out_RxC.astype(jnp.float32) - merged_RxC
+  loss_RxC = widen(out_RxC) - (widen(delta_NxRxC.base_RxC) + update_RxC)
   rows = row_sums(
     [delta_NxRxC[i] ** 2 for i in range(n)]
     + [(delta_NxRxC[i] != 0).astype(jnp.float32) for i in range(n)]
     + [update_RxC**2, loss_RxC**2]
   )
-  delta_sq_N = jnp.stack([row_R.sum() for row_R in rows[:n]])
-  changed_N = jnp.stack([row_R.astype(jnp.int32).sum() for row_R in rows[n : 2 * n]])
-  return Sums(delta_sq_N, changed_N, rows[-2].sum(), rows[-1].sum())
+  changed_NxR = jnp.stack(rows[n : 2 * n]).astype(jnp.int32)
+  *delta_sq_N, update_sq, loss_sq = jnp.stack(rows[:n] + rows[2 * n :]).sum(1)
+  return Sums(jnp.stack(delta_sq_N), changed_NxR.sum(1), update_sq, loss_sq)

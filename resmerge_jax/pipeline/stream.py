@@ -24,8 +24,10 @@ from resmerge_jax.pipeline.kernels import (
   Kernel,
   KernelSpec,
   Merged,
+  as_bits,
   common_dtype,
   compile_kernel,
+  on_host,
   random_start,
 )
 from resmerge_jax.pipeline.records import Records
@@ -181,8 +183,8 @@ def _dispatch(
 ) -> Merged:
   start_PxC = random_start(work.seed, spec.start_shape)
   return kernel.run(
-    jax.device_put(inputs.base, kernel.base),
-    jax.device_put(inputs.experts, kernel.experts),
+    jax.device_put(as_bits(inputs.base), kernel.base),
+    jax.device_put(as_bits(inputs.experts), kernel.experts),
     jax.device_put(_weights(work, step), kernel.whole),
     jax.device_put(start_PxC, kernel.whole),
     None,
@@ -207,7 +209,7 @@ def _finish(
     staging.give_back(inputs.buffer)
   else:
     jax.block_until_ready(result)
-    merged = jax.tree.map(np.asarray, result)
+    merged = on_host(spec, result)
     merged, exact = replace_flagged(
       spec, merged, inputs, len(step.names), _weights(work, step), work.devices[:1]
     )

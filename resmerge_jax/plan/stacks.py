@@ -15,7 +15,7 @@ from resmerge_jax.plan.rules import Action, Rule, family_of
 from resmerge_jax.sizes import format_size
 from resmerge_jax.types import DTYPES, FLOAT_CODES, Family, TensorRef
 
-STEP_BYTES = 96 * 2**20  # input of one step: enough to hide call overhead, small in RAM
+STEP_BYTES = 36 * 2**20
 PROCESS_BYTES = 480 * 2**20  # the interpreter with JAX and its compiled programs
 DEFAULT_BUDGET = 2 * 2**30
 STAGED = 2  # input sets alive: one being read, one being computed

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from resmerge_jax.linalg.krylov import Head, block_size, top_k
-from resmerge_jax.pipeline.kernels import CPU_OPTIONS
+from resmerge_jax.pipeline.kernels import CPU_OPTIONS, random_start
 from tests.spectra import GAPS, spectrum_matrix
 
 
@@ -18,8 +18,7 @@ def compiled(k: int):
 
 
 def start(k: int, cols: int, seed: int = 0) -> np.ndarray:
-  rng = np.random.default_rng([seed, k, cols])
-  return rng.standard_normal((block_size(k), cols), np.float32)
+  return random_start(1000 * seed + k, (block_size(k), cols)).copy()
 
 
 def solve(delta_BxRxC: np.ndarray, k: int) -> Head:

@@ -11,7 +11,6 @@ import pytest
 
 from resmerge_jax.errors import InputError
 from resmerge_jax.linalg.krylov import Head
-from resmerge_jax.methods.base import apply_update
 from resmerge_jax.methods.resmerge import ResMerge
 from resmerge_jax.methods.table import METHODS, method_of
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
@@ -32,7 +31,7 @@ every_method = pytest.mark.parametrize('name', SETTINGS)
 
 def update_of(params: Any, delta_NxRxC: jax.Array, head: Head | None) -> jax.Array:
   update, _ = groups.merge(params, 'attention', delta_NxRxC, head)
-  return apply_update(update, delta_NxRxC)
+  return groups.applied(update, delta_NxRxC)
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import numpy as np
 
 from resmerge_jax.linalg.exact import exact_head
 from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import Update, apply_update
 from resmerge_jax.methods.resmerge import CHOICES
 from resmerge_jax.methods.table import method_of
@@ -48,6 +49,15 @@ def exact_heads(delta_xNxRxC: np.ndarray, k: int) -> Head:
   return Head(*fields, ritz_MxC=fields[1])
 
 
+def task_vectors(delta_NxRxC: jax.Array) -> TaskVectors:
+  """Experts of a base of zeros."""
+  return TaskVectors(jnp.zeros_like(delta_NxRxC[0]), delta_NxRxC)
+
+
+def applied(update: Update, delta_NxRxC: jax.Array) -> jax.Array:
+  return apply_update(update, task_vectors(delta_NxRxC))
+
+
 def merge(
   params: Any,
   family: Family | None,
@@ -58,8 +68,7 @@ def merge(
   n = len(delta_NxRxC)
   weights = jnp.ones(n) if weights_N is None else jnp.asarray(weights_N, jnp.float32)
   return method_of(params).merge(
-    jnp.zeros_like(delta_NxRxC[0]),
-    delta_NxRxC,
+    task_vectors(delta_NxRxC),
     head,
     weights_N=weights,
     family=family,
@@ -76,7 +85,7 @@ def merge_all(
     params: Any, family: Family | None, delta_NxRxC: jax.Array, head: Head
   ) -> Any:
     update, stats = merge(params, family, delta_NxRxC, head)
-    return apply_update(update, delta_NxRxC), stats
+    return applied(update, delta_NxRxC), stats
 
   def all_of(delta_BxNxRxC: jax.Array, head: Head) -> Any:
     return [

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from resmerge_jax.errors import InputError
-from resmerge_jax.methods.base import apply_update
 from resmerge_jax.methods.resmerge import (
   CHOICES,
   CONSENSUS,
@@ -132,7 +131,7 @@ def test_update_weights_the_stored_deltas_and_triplets():
     w_NxK[:, 0] + update.a_N, w_NxK[0, 0] + update.a_N[0], rtol=1e-5
   )
   want, _ = resmerge(np.asarray(delta_NxRxC), family='ffn', head_rank=2)
-  np.testing.assert_allclose(apply_update(update, delta_NxRxC), want, atol=1e-6)
+  np.testing.assert_allclose(groups.applied(update, delta_NxRxC), want, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from resmerge_jax.errors import InputError
-from resmerge_jax.methods.base import apply_update
 from resmerge_jax.methods.task_arithmetic import METHOD, TaskArithmetic
 from tests.methods import groups
 from tests.oracles.task_arithmetic import task_arithmetic
@@ -18,7 +17,7 @@ def test_agrees_with_the_oracle(n: int, reduce: str):
     params = TaskArithmetic(reduce=reduce, scale=0.7)
     update, stats = groups.merge(params, None, delta_NxRxC, None, weights)
     want = task_arithmetic(delta_NxRxC, reduce=reduce, scale=0.7, weights=weights)
-    np.testing.assert_allclose(apply_update(update, delta_NxRxC), want, atol=1e-6)
+    np.testing.assert_allclose(groups.applied(update, delta_NxRxC), want, atol=1e-6)
     assert stats == {}
     assert update.w_T.shape == (0,)
 
@@ -26,7 +25,7 @@ def test_agrees_with_the_oracle(n: int, reduce: str):
 def test_one_expert_with_weight_one_is_returned_exactly():
   delta_NxRxC = groups.experts(1, 7, 4, 1.0)
   update, _ = groups.merge(TaskArithmetic(), None, delta_NxRxC, None)
-  np.testing.assert_array_equal(apply_update(update, delta_NxRxC), delta_NxRxC[0])
+  np.testing.assert_array_equal(groups.applied(update, delta_NxRxC), delta_NxRxC[0])
 
 
 def test_rows_may_come_in_blocks():
@@ -35,10 +34,10 @@ def test_rows_may_come_in_blocks():
   params = TaskArithmetic()
   whole, _ = groups.merge(params, None, delta_NxRxC, None)
   parts = [
-    apply_update(groups.merge(params, None, block, None)[0], block)
+    groups.applied(groups.merge(params, None, block, None)[0], block)
     for block in (delta_NxRxC[:, :3], delta_NxRxC[:, 3:])
   ]
-  np.testing.assert_array_equal(np.vstack(parts), apply_update(whole, delta_NxRxC))
+  np.testing.assert_array_equal(np.vstack(parts), groups.applied(whole, delta_NxRxC))
 
 
 def test_unknown_reduce():
