@@ -34,8 +34,8 @@ def run(command: ModuleType, *args: object) -> Done:
     stack.enter_context(mock.patch.object(sys, 'argv', words))
     stack.enter_context(mock.patch.object(app.app, 'run', _run))
     stack.enter_context(mock.patch.object(sys.modules['__main__'], '__doc__', None))
-    if hasattr(command, 'use_compilation_cache'):
-      stack.enter_context(mock.patch.object(command, 'use_compilation_cache'))
+    if hasattr(command, 'keep_programs'):
+      stack.enter_context(mock.patch.object(command, 'keep_programs'))
     stack.enter_context(contextlib.redirect_stdout(out))
     stack.enter_context(contextlib.redirect_stderr(err))
     try:

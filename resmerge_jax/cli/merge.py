@@ -18,7 +18,7 @@ Examples:
 """
 
 from resmerge_jax.cli.app import no_arguments, run_app
-from resmerge_jax.cli.runtime import use_compilation_cache, use_huge_pages
+from resmerge_jax.cli.runtime import keep_programs, use_huge_pages
 from resmerge_jax.sizes import format_size
 
 
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
 
   no_arguments(argv)
   config = merge_config()
-  use_compilation_cache()
+  keep_programs()
   manifest = merge(config, show_progress=True)
   content = manifest.content
   for note in manifest.notes:

@@ -24,11 +24,10 @@ def use_huge_pages() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def use_compilation_cache() -> None:
+def keep_programs() -> None:
   """Keeps compiled programs in the user's cache folder for the next run."""
-  import jax  # here, so that flags are checked before JAX is loaded
+  # here, so that flags are checked before JAX is loaded
+  from resmerge_jax.pipeline.program_cache import keep_programs_in
 
-  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    jax.config.update('jax_compilation_cache_dir', f'{root}/resmerge_jax/xla')
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+  root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  keep_programs_in(pathlib.Path(root) / 'resmerge_jax' / 'programs')

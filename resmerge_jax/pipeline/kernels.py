@@ -241,5 +241,5 @@ def _sums(delta_NxRxC: TaskVectors, update: Update, out_RxC: jax.Array) -> Sums:
     + [update_RxC**2, loss_RxC**2]
   )
   changed_NxR = jnp.stack(rows[n : 2 * n]).astype(jnp.int32)
-  *delta_sq_N, update_sq, loss_sq = jnp.stack(rows[:n] + rows[2 * n :]).sum(1)
+  *delta_sq_N, update_sq, loss_sq = jnp.stack([*rows[:n], *rows[2 * n :]]).sum(1)
   return Sums(jnp.stack(delta_sq_N), changed_NxR.sum(1), update_sq, loss_sq)

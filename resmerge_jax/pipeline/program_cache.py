@@ -20,7 +20,13 @@ from jax.experimental import serialize_executable
 
 from resmerge_jax.version import __version__
 
+_folders: list[pathlib.Path] = []  # where programs are kept: none or one
 ARITHMETIC = ('linalg', 'methods', 'pipeline/kernels.py', 'sharding.py', 'types.py')
+
+
+def keep_programs_in(folder: pathlib.Path) -> None:
+  """Turns the cache on for this process."""
+  _folders[:] = [folder]
 
 
 def cached(
@@ -28,14 +34,15 @@ def cached(
 ) -> jax.stages.Compiled:
   """The program of this key from the cache, else from `compile_program`, then kept.
 
-  The cache lies in JAX's `jax_compilation_cache_dir`; nothing is kept where that is not
-  set, or where devices of other processes take part. A file that cannot be loaded, for
+  Nothing is kept before `keep_programs_in`, where devices of other processes take part,
+  or where the user has turned JAX's own cache on: a program that JAX has loaded from
+  there cannot be saved again (it loses functions). A file that cannot be loaded, for
   whatever reason, is compiled again and replaced.
   """
-  folder = jax.config.jax_compilation_cache_dir
-  if not folder or jax.process_count() > 1:
+  jax_has_its_own = jax.config.values['jax_compilation_cache_dir']
+  if not _folders or jax_has_its_own or jax.process_count() > 1:
     return compile_program()
-  path = pathlib.Path(folder) / f'resmerge-{_digest(key, devices)}'
+  path = _folders[0] / _digest(key, devices)
   _initialise_lapack()
   try:
     serialized, in_tree, out_tree = pickle.loads(path.read_bytes())
