@@ -26,7 +26,8 @@ class MergeConfig:
   arithmetic of the tensors that `rules` keep out of the method (None: their mean, or
   the method itself where that is task arithmetic). `weights`: one per
   expert, for task arithmetic. `max_shard_size` None keeps the base's shard layout;
-  `memory_budget` None lets the plan choose.
+  `memory_budget` None lets the plan choose. `resume` continues a run into this output
+  that stopped, or verifies an output that is complete.
   """
 
   base: str | Path
@@ -43,6 +44,7 @@ class MergeConfig:
   vocab: Literal['error', 'base_rows', 'pad'] = 'error'
   overwrite: bool = False
   seed: int = 0
+  resume: bool = False
 
   def __post_init__(self) -> None:
     for name in ('experts', 'expert_ids', 'weights'):
@@ -197,8 +199,12 @@ def config_from(values: Mapping[str, Any]) -> MergeConfig:
 
 
 def to_plain(config: MergeConfig) -> dict[str, Any]:
-  """The configuration as JSON knows it; `config_from` reads it back."""
+  """The configuration as JSON knows it; `config_from` reads it back.
+
+  Without `resume`, which tells how a run starts and nothing of what it makes.
+  """
   values = dataclasses.asdict(config)
+  del values['resume']
   values['method'] = {'name': method_of(config.method).name, **values['method']}
   for name in ('base', 'output'):
     values[name] = str(values[name])

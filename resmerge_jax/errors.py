@@ -1,4 +1,4 @@
-"""The one error a user can cause, and its form: who, what, why it matters, what to do."""
+"""The errors a user meets, and their form: who, what, why it matters, what to do."""
 
 from collections.abc import Iterable
 
@@ -26,3 +26,10 @@ class InputError(ValueError):
     if fix:
       lines.append(f'What to do: {fix}')
     super().__init__('\n'.join(lines))
+
+
+class StoppedError(InputError):
+  """The disk or the machine ended the run, not what it was given.
+
+  What is written stays on disk, and the same command with --resume continues it.
+  """

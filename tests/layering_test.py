@@ -86,6 +86,7 @@ def test_synthetic_knows_of_checkpoints_only_their_format():
       'resmerge_jax.cli.show',
       'resmerge_jax.cli.compare',
       'resmerge_jax.cli.make_group',
+      'resmerge_jax.cli.verify',
     ],
     ['resmerge_jax.checkpoint.group', 'resmerge_jax.plan.report'],
   ],

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from resmerge_jax.checkpoint.json_object import load_json_object
-from resmerge_jax.errors import InputError
+from resmerge_jax.errors import InputError, StoppedError
 from resmerge_jax.types import DTYPES, TensorRef
 
 # Limit of the safetensors library: a corrupt length must not allocate all memory.
@@ -113,7 +113,7 @@ def _read_raw(path: pathlib.Path) -> tuple[bytes, int]:
         )
       header = file.read(n_header)
   except OSError as error:
-    raise InputError(f'{path}: cannot be read: {error.strerror}') from error
+    raise StoppedError(f'{path}: cannot be read: {error.strerror}') from error
   if len(header) < n_header:
     raise InputError(
       f'{path}: truncated inside the header: {_LENGTH_BYTES + n_header} bytes declared, '

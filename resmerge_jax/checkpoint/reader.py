@@ -5,16 +5,21 @@ A row is a row of the tensor's matrix view (`TensorRef.rows`, `TensorRef.cols`).
 
 import os
 import threading
+from collections.abc import Mapping
 from typing import Protocol, Self
 
 import numpy as np
 
+from resmerge_jax.checkpoint.file_states import (
+  BRING_BACK,
+  LEAVE_ALONE,
+  FileState,
+  state_of,
+)
 from resmerge_jax.checkpoint.folder import Checkpoint
 from resmerge_jax.checkpoint.format import read_header
-from resmerge_jax.errors import InputError
+from resmerge_jax.errors import InputError, StoppedError
 from resmerge_jax.types import DTYPES, TensorRef
-
-_START_AGAIN = 'leave the input folders alone until the run has ended, and start again'
 
 
 class Reader(Protocol):
@@ -40,15 +45,19 @@ class CheckpointReader:
   """Reads the shard files of a folder; any number of threads may call `read_into`.
 
   Use as a context manager. A file is opened at its first read and must not change
-  between the reading of its header and the end of the run.
+  between the reading of its header and the end of the run. `states`: what the files
+  must still be when they are opened, if that is known.
   """
 
-  def __init__(self, checkpoint: Checkpoint):
+  def __init__(
+    self, checkpoint: Checkpoint, states: Mapping[str, FileState] | None = None
+  ):
     assert checkpoint.path is not None, checkpoint.id
     self._checkpoint = checkpoint
+    self._states = states or {}
     self._folder = checkpoint.path
     self._lock = threading.Lock()
-    self._files: dict[str, tuple[int, tuple[int, int]]] = {}  # fd, state when opened
+    self._files: dict[str, tuple[int, FileState]] = {}  # fd, state when opened
 
   def __enter__(self) -> Self:
     return self
@@ -65,7 +74,8 @@ class CheckpointReader:
     """Fills `out`, a contiguous uint8 vector, with rows [row_start, row_stop) of `ref`.
 
     Raises:
-      InputError: the file vanished, became shorter or was changed.
+      StoppedError: the file vanished or cannot be read.
+      InputError: it became shorter or was changed.
     """
     begin, end = block_bytes(ref, row_start, row_stop)
     assert out.dtype == np.uint8, out.dtype
@@ -79,17 +89,21 @@ class CheckpointReader:
           size = os.fstat(fd).st_size
           raise self._error(ref, f'ends at byte {size}, byte {offset} is wanted')
         view, offset = view[n_read:], offset + n_read
-      if _state(fd) != state:
+      if state_of(fd) != state:
         raise self._error(ref, 'was changed while it was read')
     except OSError as error:
-      raise self._error(ref, f'cannot be read: {error.strerror}') from error
+      text = self._describe(ref, f'cannot be read: {error.strerror}')
+      raise StoppedError(text, fix=BRING_BACK) from error
 
-  def _open(self, ref: TensorRef) -> tuple[int, tuple[int, int]]:
+  def _open(self, ref: TensorRef) -> tuple[int, FileState]:
     with self._lock:
       if ref.file not in self._files:
         self._check_header(ref)
         fd = os.open(self._folder / ref.file, os.O_RDONLY)
-        self._files[ref.file] = fd, _state(fd)
+        state = state_of(fd)
+        self._files[ref.file] = fd, state
+        if state != self._states.get(ref.file, state):
+          raise self._error(ref, 'was changed after its header had been read')
       return self._files[ref.file]
 
   def _check_header(self, ref: TensorRef) -> None:
@@ -103,14 +117,10 @@ class CheckpointReader:
       raise self._error(ref, 'was replaced after its header had been read')
 
   def _error(self, ref: TensorRef, what: str) -> InputError:
-    return InputError(
+    return InputError(self._describe(ref, what), fix=LEAVE_ALONE)
+
+  def _describe(self, ref: TensorRef, what: str) -> str:
+    return (
       f'checkpoint {self._checkpoint.id!r}, {self._folder / ref.file} {what} '
-      f'(tensor {ref.name})',
-      fix=_START_AGAIN,
+      f'(tensor {ref.name})'
     )
-
-
-def _state(fd: int) -> tuple[int, int]:
-  """What changes when somebody writes to the file: size (bytes), time (ns)."""
-  stat = os.fstat(fd)
-  return stat.st_size, stat.st_mtime_ns

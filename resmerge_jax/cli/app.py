@@ -1,16 +1,22 @@
 """What all commands share: help that teaches, and errors without a traceback."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
+from types import FrameType
 
 from absl import app, flags, logging
 
 from resmerge_jax.errors import InputError
 
 _HELP_FLAGS = {'-h', '-?', '-help', '--help', '-helpshort', '--helpshort', '--helpfull'}
-_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
-_BROKEN_PIPE = 141  # 128 + SIGPIPE
+_SIGNALLED = 128  # plus the signal's number, as shells report it
+_BROKEN_PIPE = _SIGNALLED + signal.SIGPIPE
+
+
+class TerminatedError(KeyboardInterrupt):
+  """SIGTERM, which ends a command as Ctrl-C does: cleaning up on the way."""
 
 
 def no_arguments(argv: list[str]) -> None:
@@ -32,7 +38,8 @@ def run_app(
   `define(argv)` may define flags and returns the arguments left to parse.
 
   Exits with what `main` returns (None: 0). An InputError or a wrong flag is printed to
-  stderr and exits with `error_status`; any other exception is a defect and keeps its
+  stderr, with its notes, and exits with `error_status`; SIGTERM and Ctrl-C end in one
+  line and 128 + the signal's number; any other exception is a defect and keeps its
   traceback. --help lists the flags that modules of this package have defined.
   """
   logging.set_verbosity(logging.WARNING)  # JAX tells about absent backends
@@ -44,11 +51,8 @@ def run_app(
       sys.stdout.flush()
       return status
     except InputError as error:
-      print(f'error: {error}', file=sys.stderr)
+      print('\n'.join([f'error: {error}', *_notes(error)]), file=sys.stderr)
       return error_status
-    except KeyboardInterrupt:
-      print('interrupted', file=sys.stderr)
-      return _INTERRUPTED
     except BrokenPipeError:  # the reader, `head` say, has seen enough
       # Python flushes stdout once more as it exits; give it somewhere to go.
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -72,4 +76,22 @@ def run_app(
       # absl leaves with 1 after showing help, which was asked for and worked.
       sys.exit(0 if _HELP_FLAGS.intersection(argv) else error_status)
 
-  app.run(guarded, flags_parser=parse)
+  before = signal.signal(signal.SIGTERM, _terminate)
+  try:
+    app.run(guarded, flags_parser=parse)
+  except KeyboardInterrupt as error:
+    by_term = isinstance(error, TerminatedError)
+    what = 'terminated' if by_term else 'interrupted'
+    print('; '.join([what, *_notes(error)]), file=sys.stderr)
+    sys.exit(_SIGNALLED + (signal.SIGTERM if by_term else signal.SIGINT))
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+  del number, frame
+  raise TerminatedError
+
+
+def _notes(error: BaseException) -> list[str]:
+  return getattr(error, '__notes__', [])

@@ -15,6 +15,8 @@ Examples:
   Plain task arithmetic, the second expert counting twice:
     python -m tools.merge --method=task_arithmetic --weights=1,2 --base=BASE
       --experts=A,B --output=M
+  A merge that was killed, or stopped by a full disk, goes on where it was:
+    python -m tools.merge --base=BASE --experts=MATH,CODE --output=MERGED --resume
 """
 
 from resmerge_jax.cli.app import no_arguments, run_app
@@ -36,6 +38,13 @@ def main(argv: list[str]) -> None:
     print(f'note: {note}')
   for warning in manifest.warnings:
     print(f'warning: {warning}')
+  if manifest.verified_only:
+    n_bytes = sum(entry['bytes'] for entry in content['files'].values())
+    print(
+      f'{manifest.output}: complete, nothing to do; all {len(content["files"])} files '
+      f'({format_size(n_bytes)}) are as they were written'
+    )
+    return
   seconds = content['seconds']['until_commit']
   print(
     f'{manifest.output}: {len(config.experts)} experts merged by '
@@ -49,7 +58,11 @@ def main(argv: list[str]) -> None:
 def run() -> None:
   """Entry point of `resmerge-merge` and `python -m tools.merge`."""
   use_huge_pages()
+  run_app(main, __doc__, define=_define_flags)
+
+
+def _define_flags(argv: list[str]) -> list[str]:
   # JAX is imported from here on: a program that restarts itself need not load it twice.
   from resmerge_jax.cli.merge_flags import define_flags
 
-  run_app(main, __doc__, define=define_flags)
+  return define_flags(argv)

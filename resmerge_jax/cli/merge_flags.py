@@ -30,7 +30,7 @@ from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 DEFAULT_CONFIG = 'resmerge'
 FIELDS = (
   'base', 'experts', 'expert_ids', 'output', 'output_dtype', 'max_shard_size',
-  'memory_budget', 'vocab', 'overwrite', 'seed', 'weights',
+  'memory_budget', 'vocab', 'overwrite', 'seed', 'resume', 'weights',
 )  # fmt: skip
 
 
@@ -91,6 +91,11 @@ def _define_plain_flags() -> None:
   )
   flags.DEFINE_boolean(
     'overwrite', None, 'replace a non-empty output once the new one is complete'
+  )
+  flags.DEFINE_boolean(
+    'resume',
+    None,
+    'continue this merge where it stopped; verify the output if it is complete',
   )
   flags.DEFINE_integer(
     'seed', None, 'of the random start of the head solver (default: 0)'

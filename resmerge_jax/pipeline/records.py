@@ -1,7 +1,9 @@
 """One record per tensor: what it was, what the merge did to it, what rounding cost."""
 
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +24,7 @@ class Records:
   def __init__(self, group: ExpertGroup, rules: Mapping[str, Rule]):
     self._group = group
     self._rules = rules
-    self._sums: dict[str, dict[str, Any]] = {}
-    self._stats: dict[str, dict[str, Any]] = {}
+    self._blocks: dict[str, dict[int, Any]] = {}  # name -> first row -> numbers
     n = len(group.sources)
     self._equal = set(itertools.combinations(range(n), 2))
 
@@ -34,32 +35,47 @@ class Records:
     branches: Sequence[str],
     exact_LxN: np.ndarray,
     inputs: Staged,
-  ) -> None:
-    """Takes the numbers of one computed step (host arrays)."""
+  ) -> dict[str, Any]:
+    """Takes the numbers of one computed step (host arrays).
+
+    Returns:
+      The same for `restore`, as JSON keeps them exactly.
+    """
     n_rows = step.row_stop - step.row_start
-    for layer, name in enumerate(step.names):
-      new = {
-        'delta_sq': merged.sums.delta_sq_LxN[layer].astype(np.float64),
-        'changed': merged.sums.changed_LxN[layer].astype(np.int64),
+    tensors = [
+      {
+        'delta_sq': _plain(merged.sums.delta_sq_LxN[layer].astype(np.float64)),
+        'changed': _plain(merged.sums.changed_LxN[layer].astype(np.int64)),
         'update_sq': float(merged.sums.update_sq_L[layer]),
         'loss_sq': float(merged.sums.loss_sq_L[layer]),
         'size': n_rows * step.stack.n_cols,
+        'stats': _head_stats(merged, layer, exact_LxN)
+        | {
+          key: branches[value[layer]] if key == 'branch' else _plain(value[layer])
+          for key, value in merged.stats.items()
+        },
       }
-      old = self._sums.setdefault(name, dict.fromkeys(SUMS, 0))
-      self._sums[name] = {key: old[key] + new[key] for key in SUMS}
-      self._stats[name] = _head_stats(merged, layer, exact_LxN) | {
-        key: branches[value[layer]] if key == 'branch' else _plain(value[layer])
-        for key, value in merged.stats.items()
-      }
-    self._compare(step, inputs, n_rows)
+      for layer in range(len(step.names))
+    ]
+    numbers = {'tensors': tensors, 'differ': self._differing(step, inputs, n_rows)}
+    self.restore(step, numbers)
+    return numbers
 
-  def _compare(self, step: Step, inputs: Staged, n_rows: int) -> None:
-    """Drops pairs of sources that differ; only pairs equal so far are looked at."""
+  def restore(self, step: Step, numbers: Mapping[str, Any]) -> None:
+    """Takes what `add` returned for a step, in this run or an earlier one."""
+    for name, tensor in zip(step.names, numbers['tensors'], strict=True):
+      self._blocks.setdefault(name, {})[step.row_start] = tensor
+    self._equal -= {(i, j) for i, j in numbers['differ']}
+
+  def _differing(self, step: Step, inputs: Staged, n_rows: int) -> list[list[int]]:
+    """Pairs of sources, equal so far, that differ here; no others are looked at."""
     n_layers = len(step.names)
-    for i, j in tuple(self._equal):
+    differing = []
+    for i, j in sorted(self._equal):
       a, b = (inputs.source(s)[:n_layers, :n_rows] for s in (i, j))
       if not _same_values(a, b):
-        self._equal.discard((i, j))
+        differing.append([i, j])
+    return differing
 
   def finish(self) -> list[dict[str, Any]]:
     """The records, in the base's order of tensors."""
@@ -72,16 +88,17 @@ class Records:
       'family': family_of(name),
       'shape': list(self._group.out_shape(name)),
     }
-    if name not in self._sums:
+    if name not in self._blocks:
       return record
-    sums = self._sums[name]
+    blocks = [block for _, block in sorted(self._blocks[name].items())]
+    sums = {key: _total(block[key] for block in blocks) for key in SUMS}
     update = sums['update_sq'] ** 0.5
     return record | {
       'delta_norm': _plain(np.sqrt(sums['delta_sq'])),
       'zero_fraction': _plain(1 - sums['changed'] / max(sums['size'], 1)),
       'update_norm': update,
       'rounding_loss': sums['loss_sq'] ** 0.5 / update if update else 0.0,
-      **self._stats[name],
+      **blocks[-1]['stats'],
       **({'identical': self._identical()} if self._equal else {}),
     }
 
@@ -92,7 +109,7 @@ class Records:
 
   def twins(self) -> list[str]:
     """Warnings about sources that hold the same weights. Complete after the last step."""
-    if not self._sums:
+    if not self._blocks:
       return []
     ids = [source.id for source in self._group.sources]
     return [
@@ -118,6 +135,13 @@ def _head_stats(merged: Merged, layer: int, exact_LxN: np.ndarray) -> dict[str, 
     'certified': _plain(merged.head.certified[layer]),
     'float64_head': _plain(exact_LxN[layer]),
   }
+
+
+def _total(numbers: Iterable[Any]) -> Any:
+  """Sum of numbers or of lists of numbers, in order: rounding must not depend on when."""
+  return functools.reduce(
+    operator.add, (np.asarray(n) if isinstance(n, list) else n for n in numbers)
+  )
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.pipeline.stream import Work, stream
 from resmerge_jax.plan.plan import make_plan
 from resmerge_jax.plan.rules import RELEASE_RULES, Rule, rules_from
+from resmerge_jax.plan.stacks import Step
 from resmerge_jax.sharding import merge_devices
 from resmerge_jax.types import DTYPES
 
@@ -38,6 +39,9 @@ class _ArraySink:
   def write(self, name: str, offset_bytes: int, data: np.ndarray) -> None:
     raw = np.ascontiguousarray(data).reshape(-1).view(np.uint8)
     self._bytes[name][offset_bytes : offset_bytes + raw.size] = raw
+
+  def finish(self, step: Step, numbers: Any) -> None:
+    """Nothing to make durable."""
 
 
 def merge_state_dicts(

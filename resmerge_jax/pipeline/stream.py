@@ -6,7 +6,7 @@ import functools
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -43,9 +43,15 @@ COMPILE_THREADS = (
 
 
 class Sink(Protocol):
-  """Where merged bytes go: a folder writer, or arrays in memory."""
+  """Where merged bytes go: a folder writer, or arrays in memory.
+
+  `finish` follows the last `write` of a step; `numbers` are what `Records.restore` needs
+  of it, None for a copied step.
+  """
 
   def write(self, name: str, offset_bytes: int, data: np.ndarray) -> None: ...
+
+  def finish(self, step: Step, numbers: Any) -> None: ...
 
 
 def silent(label: str, nbytes: int) -> None:
@@ -55,7 +61,10 @@ def silent(label: str, nbytes: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What the loop needs beside the plan. `weights`: one per expert."""
+  """What the loop needs beside the plan. `weights`: one per expert.
+
+  `finished`: place in the plan -> numbers, of steps that an earlier run wrote.
+  """
 
   plan: MergePlan
   group: ExpertGroup
@@ -67,15 +76,20 @@ class Work:
   seed: int
   devices: tuple[jax.Device, ...]
   progress: Callable[[str, int], None] = silent
+  finished: Mapping[int, Any] = dataclasses.field(default_factory=dict)
 
 
 def stream(work: Work) -> tuple[Records, dict[str, float]]:
-  """Merges every step of the plan. Returns the records and seconds per phase.
+  """Merges every step of the plan not finished. Returns records, seconds per phase.
 
   Raises:
     InputError: NaN or Inf in an input or in the output, or the disk fails.
   """
   records = Records(work.group, work.plan.rules)
+  for i, numbers in work.finished.items():
+    if numbers is not None:
+      records.restore(work.plan.steps[i], numbers)
+  steps = deque(s for i, s in enumerate(work.plan.steps) if i not in work.finished)
   seconds = dict.fromkeys(
     ('read_wait', 'compile_wait', 'compute_wait', 'finish_wait'), 0.0
   )
@@ -88,12 +102,11 @@ def stream(work: Work) -> tuple[Records, dict[str, float]]:
     compiling, reading, fetching, finishing = pools
     kernels = {
       spec: compiling.submit(compile_kernel, spec, work.devices)
-      for spec in dict.fromkeys(_spec(work, s) for s in work.plan.steps if _computes(s))
+      for spec in dict.fromkeys(_spec(work, s) for s in steps if _computes(s))
     }
     staging = Staging(STAGED)
     cleanup.callback(staging.close)
     fetch = functools.partial(_fetch, work, staging, reading)
-    steps = deque(work.plan.steps)
     fetched: deque[tuple[Step, Future]] = deque()
     finished: deque[Future] = deque()
     while steps or fetched:
@@ -201,6 +214,7 @@ def _finish(
   result: Merged | None,
 ) -> None:
   """Waits for a step, mends what the solver flagged, checks, writes, records."""
+  numbers = None
   if result is None:
     out_LxRxC = _copied(step, inputs.base)
     if step.stack.is_float:
@@ -215,9 +229,10 @@ def _finish(
     )
     check_merged(work.group, step, merged, inputs)
     branches = method_of(spec.params).branches
-    records.add(step, merged, branches, exact, inputs)
+    numbers = records.add(step, merged, branches, exact, inputs)
     staging.give_back(inputs.buffer)  # the next read may begin while this is written
     _write(work, step, merged.out_LxRxC)
+  work.sink.finish(step, numbers)
   work.progress(step.label, step.nbytes)
 
 

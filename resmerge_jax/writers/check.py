@@ -24,8 +24,12 @@ def check_output(
   inputs: Sequence[pathlib.Path],
   needed_bytes: int,
   overwrite: bool,
+  continues: bool = False,
 ) -> list[str]:
   """Checks that `output` can be written; touches nothing.
+
+  Args:
+    continues: whether what a run left that stopped is used again.
 
   Returns:
     Notes for the user: what will be replaced, what dead runs left and will be removed.
@@ -40,7 +44,7 @@ def check_output(
     if is_live(path):
       raise in_use(path)
     check_free(path, overwrite)
-    notes = _notes(path)
+    notes = _notes(path, continues)
     _check_space(path, needed_bytes)
   return notes
 
@@ -133,18 +137,19 @@ def _check_writable(path: pathlib.Path) -> None:
 def _check_space(path: pathlib.Path, needed_bytes: int) -> None:
   parent, leftovers = _existing_parent(path), partial_path(path)
   free = shutil.disk_usage(parent).free
-  if leftovers.exists():  # removed before anything is written
+  if leftovers.exists():  # removed, or written again in place
     free += folder_bytes(leftovers)
   if needed_bytes > free:
     raise no_space(parent, needed_bytes)
 
 
-def _notes(path: pathlib.Path) -> list[str]:
+def _notes(path: pathlib.Path, continues: bool) -> list[str]:
   notes = []
   partial, old = partial_path(path), old_path(path)
   if partial.exists():
     size = format_size(folder_bytes(partial))
-    notes.append(f'a run that died left {size} in {partial}: removed before writing')
+    use = 'continued' if continues else 'removed before writing'
+    notes.append(f'a run that died left {size} in {partial}: {use}')
   if old.exists() and is_occupied(path):
     notes.append(f'a run that died left the output it replaced, {old}: removed')
   elif old.exists():

@@ -1,31 +1,46 @@
 """The output folder: prepared aside, complete before it has its name."""
 
-import errno
 import os
 import pathlib
 import shutil
 import types
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from typing import Self
-
-import numpy as np
+from typing import NamedTuple, Self
 
 from resmerge_jax.plan.layout import INDEX_NAME, OutputLayout, ShardFile
 from resmerge_jax.writers.check import check_free, check_output, resolved
+from resmerge_jax.writers.disk import (
+  Buffer,
+  as_bytes,
+  crc_of_range,
+  joined_crc,
+  reserve,
+  sync_file,
+  sync_folder,
+  write_all,
+)
 from resmerge_jax.writers.partial import (
   claim,
   explained,
   is_occupied,
+  new_path,
   old_path,
-  partial_path,
   release,
 )
 
-__all__ = ['FolderWriter', 'check_output']
+__all__ = ['FolderWriter', 'Span', 'check_output']
 
-Buffer = bytes | bytearray | memoryview | np.ndarray
 _PART = '.part'
+
+
+class Span(NamedTuple):
+  """Written bytes [begin, end) of a tensor, and their CRC-32."""
+
+  begin: int
+  end: int
+  crc: int
 
 
 class FolderWriter:
@@ -35,28 +50,40 @@ class FolderWriter:
   no loader reads, and an existing output stays as it is. Leaving the `with` block
   without a commit deletes them.
 
+  Args:
+    lock_fd: what `claim` returned, if the caller has claimed the output to continue
+      weight files of an earlier run; they are kept if the output cannot be prepared.
+
   Raises:
     InputError: another run writes this output, it is in the way, or the disk refuses.
   """
 
   def __init__(
-    self, output: str | os.PathLike, layout: OutputLayout, overwrite: bool = False
+    self,
+    output: str | os.PathLike,
+    layout: OutputLayout,
+    overwrite: bool = False,
+    lock_fd: int | None = None,
   ):
     self.output = resolved(output)
     self._layout = layout
     self._overwrite = overwrite
-    self._new = partial_path(self.output) / 'new'
+    self._new = new_path(self.output)
     self._shard_fds: dict[str, int] = {}
-    self._spans: dict[str, list[tuple[int, int]]] = {name: [] for name in layout.where}
+    self._spans: dict[str, list[Span]] = {name: [] for name in layout.where}
+    self._lock_fd = lock_fd
     with self._explained(f'output {output} cannot be prepared'):
-      self._lock_fd: int | None = claim(self.output)
+      if self._lock_fd is None:
+        self._lock_fd = claim(self.output)
       try:
         check_free(self.output, overwrite)
-        self._new.mkdir()
+        self._new.mkdir(exist_ok=True)
+        self._hide()
         for shard in layout.shards:
           self._create(shard)
+        sync_folder(self._new)
       except BaseException:
-        self.abort()
+        self.abort(keep=lock_fd is not None)
         raise
 
   def __enter__(self) -> Self:
@@ -73,7 +100,7 @@ class FolderWriter:
   def write(self, name: str, offset_bytes: int, data: Buffer) -> None:
     """Writes `data` at `offset_bytes` of tensor `name`; any thread may call this."""
     ref = self._layout.where[name]
-    view = _as_bytes(data)
+    view = as_bytes(data)
     begin, end = offset_bytes, offset_bytes + len(view)
     if not 0 <= begin <= end <= ref.nbytes:
       raise RuntimeError(
@@ -81,9 +108,41 @@ class FolderWriter:
       )
     fd, position = self._shard_fds[ref.file], ref.start + begin
     with self._explained(f'cannot write {name} to {ref.file} of {self.output}'):
-      _write_all(fd, view, position)
+      write_all(fd, view, position)
     if begin < end:
-      self._spans[name].append((begin, end))
+      self._spans[name].append(Span(begin, end, zlib.crc32(view)))
+
+  def spans(self, name: str, begin: int = 0, end: int | None = None) -> list[Span]:
+    """What was written of tensor `name`, of its bytes [begin, end) only, in order."""
+    return sorted(
+      span
+      for span in self._spans[name]
+      if begin <= span.begin and (end is None or span.end <= end)
+    )
+
+  def holds(self, name: str, span: Span) -> bool:
+    """Whether these bytes of an earlier run are on disk, by their checksum."""
+    ref = self._layout.where[name]
+    fd, start = self._shard_fds[ref.file], ref.start
+    with self._explained(f'cannot read {name} back from {ref.file} of {self.output}'):
+      return crc_of_range(fd, start + span.begin, start + span.end) == span.crc
+
+  def adopt(self, name: str, span: Span) -> None:
+    """Counts bytes that `holds` found as written."""
+    self._spans[name].append(span)
+
+  def crc_of(self, name: str) -> int:
+    """CRC-32 of a tensor that is completely written."""
+    crc = 0
+    for span in self.spans(name):
+      crc = joined_crc(crc, span.crc, span.end - span.begin)
+    return crc
+
+  def sync(self, files: Iterable[str]) -> None:
+    """Returns when everything written to these weight files is durable."""
+    for name in files:
+      with self._explained(f'cannot write {name} of {self.output}'):
+        sync_file(self._shard_fds[name])
 
   def commit(self, files: Mapping[str, bytes | pathlib.Path]) -> list[str]:
     """Adds side `files` (text, or a file to copy) and gives the folder its name.
@@ -109,39 +168,55 @@ class FolderWriter:
         self._put(INDEX_NAME, self._layout.index)
       if 'config.json' in files:  # last: without it no loader takes the folder
         self._put('config.json', files['config.json'])
-      _sync_folder(self._new)
+      sync_folder(self._new)
       notes = self._swap()
     self.abort()  # only the lock is left
     return notes
 
-  def abort(self) -> None:
-    """Deletes what is not committed. Call it when no thread is writing any more."""
+  def abort(self, keep: bool = False) -> None:
+    """Deletes what is not committed, or keeps it under names that no loader reads.
+
+    Call it when no thread is writing any more.
+    """
     while self._shard_fds:
       os.close(self._shard_fds.popitem()[1])
     if self._lock_fd is not None:
-      release(self.output, self._lock_fd)
-      self._lock_fd = None
+      fd, self._lock_fd = self._lock_fd, None
+      try:
+        if keep and self._new.exists():
+          self._hide()
+      finally:
+        release(self.output, fd, keep)
 
   def _explained(self, what: str) -> AbstractContextManager[None]:
     return explained(what, self.output, self._layout.nbytes)
 
+  def _hide(self) -> None:
+    """Undoes what a commit had done before it was stopped."""
+    shards = {shard.name for shard in self._layout.shards}
+    for path in sorted(self._new.iterdir()):  # config.json before the weights
+      if path.name in shards:
+        os.rename(path, path.with_name(path.name + _PART))
+      elif path.name.removesuffix(_PART) not in shards:
+        path.unlink()
+
   def _create(self, shard: ShardFile) -> None:
     """Reserves the disk space of one shard, so that it cannot run out midway."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+    flags = os.O_RDWR | os.O_CREAT
     fd = os.open(self._new / (shard.name + _PART), flags, 0o666)  # less the umask
     self._shard_fds[shard.name] = fd
-    _reserve(fd, shard.nbytes)
-    _write_all(fd, memoryview(shard.header), 0)
+    reserve(fd, shard.nbytes)
+    write_all(fd, memoryview(shard.header), 0)
 
   def _check_complete(self) -> None:
     problems = []
     for name, ref in self._layout.where.items():
       end = 0
-      for begin, stop in sorted(self._spans[name]):
+      for begin, stop, _ in self.spans(name):
         if begin != end:
           break
         end = stop
-      n_bytes = sum(stop - begin for begin, stop in self._spans[name])
+      n_bytes = sum(stop - begin for begin, stop, _ in self._spans[name])
       if end != ref.nbytes or n_bytes != ref.nbytes:
         problems.append(f'{name} ({n_bytes} of {ref.nbytes} bytes)')
     if problems:
@@ -168,49 +243,14 @@ class FolderWriter:
       os.rename(self.output, old)
     try:
       os.rename(self._new, self.output)
-    except OSError:
-      if replaced:
+    except BaseException:  # a signal too
+      if replaced and not self.output.exists():
         os.rename(old, self.output)
       raise
-    _sync_folder(self.output.parent)
+    sync_folder(self.output.parent)
     try:
       if replaced:
         shutil.rmtree(old)
     except OSError as error:  # the new output is in place: not a failed merge
       return [f'the replaced output {old} could not be deleted: {error.strerror}']
     return []
-
-
-def _reserve(fd: int, n_bytes: int) -> None:
-  try:
-    if hasattr(os, 'posix_fallocate'):  # macOS has none
-      os.posix_fallocate(fd, 0, n_bytes)
-  except OSError as error:
-    if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
-      raise  # else this file system cannot reserve
-  os.ftruncate(fd, n_bytes)
-
-
-def _write_all(fd: int, view: memoryview, position: int) -> None:
-  """One call writes at most 2 GiB on Linux, and may write less than asked."""
-  while view:
-    n_written = os.pwrite(fd, view, position)
-    view, position = view[n_written:], position + n_written
-
-
-def _sync_folder(path: pathlib.Path) -> None:
-  fd = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(fd)
-  except OSError as error:
-    if error.errno != errno.EINVAL:  # some file systems cannot sync a folder
-      raise
-  finally:
-    os.close(fd)
-
-
-def _as_bytes(data: Buffer) -> memoryview:
-  array = data if isinstance(data, np.ndarray) else np.asarray(memoryview(data))
-  if not array.flags.c_contiguous:
-    raise RuntimeError(f'a strided array of shape {array.shape} cannot be written')
-  return array.reshape(-1).view(np.uint8).data  # ml_dtypes export no buffer

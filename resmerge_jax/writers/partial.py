@@ -1,8 +1,9 @@
 """The folder beside the output in which it is prepared, and what dead runs left there.
 
-For an output `out`: `.out.resmerge-partial/` holds `lock` (locked while its run lives)
-and `new/` (the output to be); `.out.resmerge-old/` exists only between the two renames
-that replace an output by its successor.
+For an output `out`: `.out.resmerge-partial/` holds `lock` (locked while its run lives),
+`new/` (the output to be) and the journals of the run, one per process;
+`.out.resmerge-old/` exists only between the two renames that replace an output by its
+successor.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 
-from resmerge_jax.errors import InputError
+from resmerge_jax.errors import InputError, StoppedError
 from resmerge_jax.sizes import format_size
 
 _LOCK = 'lock'
@@ -25,6 +26,14 @@ def partial_path(output: pathlib.Path) -> pathlib.Path:
 
 def old_path(output: pathlib.Path) -> pathlib.Path:
   return output.with_name(f'.{output.name}.resmerge-old')
+
+
+def new_path(output: pathlib.Path) -> pathlib.Path:
+  return partial_path(output) / 'new'
+
+
+def journal_path(output: pathlib.Path, process: int = 0) -> pathlib.Path:
+  return partial_path(output) / f'journal-{process:05d}.jsonl'
 
 
 def is_occupied(path: pathlib.Path) -> bool:
@@ -43,22 +52,24 @@ def folder_bytes(path: pathlib.Path) -> int:
 
 @contextlib.contextmanager
 def explained(what: str, path: pathlib.Path, needed_bytes: int = 0) -> Iterator[None]:
-  """Turns an OSError met at `path` into an InputError; `what` says what failed."""
+  """Turns an OSError met at `path` into `StoppedError`; `what` says what failed."""
   try:
     yield
   except OSError as error:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
       raise no_space(path, needed_bytes, str(error.strerror)) from error
-    raise InputError(f'{what}: {error.strerror} ({error.filename or path})') from error
+    raise StoppedError(
+      f'{what}: {error.strerror} ({error.filename or path})'
+    ) from error
 
 
 def no_space(
   path: pathlib.Path, needed_bytes: int, reason: str = 'not enough space'
-) -> InputError:
+) -> StoppedError:
   while not path.exists():
     path = path.parent
   free = format_size(shutil.disk_usage(path).free)
-  return InputError(
+  return StoppedError(
     f'{reason} on the disk of {path}: the output takes {format_size(needed_bytes)}, '
     f'{free} free',
     fix='free some space, or choose an output on another disk',
@@ -82,8 +93,10 @@ def in_use(output: pathlib.Path) -> InputError:
   )
 
 
-def claim(output: pathlib.Path) -> int:
-  """Creates the partial folder of `output`, locked and cleared of leftovers.
+def claim(output: pathlib.Path, keep: bool = False) -> int:
+  """Creates the partial folder of `output`, locked; puts back a replaced output.
+
+  What a dead run left in it is deleted, or kept to be continued.
 
   Returns:
     The descriptor that holds the lock; give it to `release`.
@@ -102,28 +115,35 @@ def claim(output: pathlib.Path) -> int:
       break
     os.close(fd)  # locked a file that its run had just deleted
   try:
-    _clear_leftovers(output)
+    _put_back(output)
+    if not keep:
+      _clear(output)
   except BaseException:
     os.close(fd)
     raise
   return fd
 
 
-def release(output: pathlib.Path, fd: int) -> None:
-  """Deletes the partial folder and gives up the lock."""
-  # Whatever cannot be deleted is found and reported by the next run.
-  shutil.rmtree(partial_path(output), ignore_errors=True)
+def release(output: pathlib.Path, fd: int, keep: bool = False) -> None:
+  """Gives up the lock; deletes the partial folder unless it is to be continued."""
+  if not keep:
+    # Whatever cannot be deleted is found and reported by the next run.
+    shutil.rmtree(partial_path(output), ignore_errors=True)
   os.close(fd)
 
 
-def _clear_leftovers(output: pathlib.Path) -> None:
-  """Puts back an output that its run died replacing; deletes what dead runs left."""
+def _put_back(output: pathlib.Path) -> None:
+  """Puts back an output that its run died replacing."""
   old = old_path(output)
   if old.exists():
     if is_occupied(output):
       shutil.rmtree(old)
     else:
       os.rename(old, output)
+
+
+def _clear(output: pathlib.Path) -> None:
+  """Deletes what dead runs left in the partial folder."""
   for entry in partial_path(output).iterdir():
     if entry.is_dir():
       shutil.rmtree(entry)

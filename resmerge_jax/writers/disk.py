@@ -1,0 +1,103 @@
+"""Bytes on disk: reserving, writing, syncing, and checksums of what lies there."""
+
+import errno
+import os
+import pathlib
+import zlib
+
+import numpy as np
+
+Buffer = bytes | bytearray | memoryview | np.ndarray
+CHUNK_BYTES = 4 * 2**20  # of one read; small beside any step
+_CRC_POLYNOMIAL = 0xEDB88320  # of CRC-32, lowest power in the highest bit
+_sync_data = getattr(os, 'fdatasync', os.fsync)  # macOS has no fdatasync
+
+
+def reserve(fd: int, n_bytes: int) -> None:
+  """Gives the file its size and, where the file system can, its disk space."""
+  try:
+    if hasattr(os, 'posix_fallocate'):  # macOS has none
+      os.posix_fallocate(fd, 0, n_bytes)
+  except OSError as error:
+    if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+      raise  # else this file system cannot reserve
+  os.ftruncate(fd, n_bytes)
+
+
+def write_all(fd: int, view: memoryview, position: int) -> None:
+  """One call writes at most 2 GiB on Linux, and may write less than asked."""
+  while view:
+    n_written = os.pwrite(fd, view, position)
+    view, position = view[n_written:], position + n_written
+
+
+def sync_file(fd: int) -> None:
+  """Returns when the file's bytes would survive a power cut."""
+  _sync_data(fd)
+
+
+def sync_folder(path: pathlib.Path) -> None:
+  """Makes the names in a folder durable."""
+  fd = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(fd)
+  except OSError as error:
+    if error.errno != errno.EINVAL:  # some file systems cannot sync a folder
+      raise
+  finally:
+    os.close(fd)
+
+
+def as_bytes(data: Buffer) -> memoryview:
+  array = data if isinstance(data, np.ndarray) else np.asarray(memoryview(data))
+  if not array.flags.c_contiguous:
+    raise RuntimeError(f'a strided array of shape {array.shape} cannot be written')
+  return array.reshape(-1).view(np.uint8).data  # ml_dtypes export no buffer
+
+
+def crc_of_range(fd: int, begin: int, end: int) -> int | None:
+  """CRC-32 of bytes [begin, end) of a file; None if it ends before."""
+  crc, buffer = 0, memoryview(bytearray(min(CHUNK_BYTES, max(end - begin, 0))))
+  while begin < end:
+    n_read = os.preadv(fd, [buffer[: end - begin]], begin)
+    if n_read == 0:
+      return None
+    crc, begin = zlib.crc32(buffer[:n_read], crc), begin + n_read
+  return crc
+
+
+def crc_of_file(path: pathlib.Path) -> int:
+  """CRC-32 of a whole file."""
+  with path.open('rb') as file:
+    crc = crc_of_range(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+  if crc is None:
+    raise OSError(errno.EIO, 'became shorter while it was read', str(path))
+  return crc
+
+
+def crc_text(crc: int) -> str:
+  """A CRC-32 as the manifest has it: eight hexadecimal digits."""
+  return f'{crc:08x}'
+
+
+def joined_crc(first: int, second: int, second_bytes: int) -> int:
+  """CRC-32 of A + B from those of A and of B, which is `second_bytes` long.
+
+  Appending n bytes multiplies the first remainder by x^(8 n).
+  """
+  power, square = 1 << 31, 1 << 23  # x^0, x^8
+  while second_bytes:
+    if second_bytes & 1:
+      power = _product(power, square)
+    square, second_bytes = _product(square, square), second_bytes >> 1
+  return _product(power, first) ^ second
+
+
+def _product(a: int, b: int) -> int:
+  """Product of two remainders modulo the polynomial of CRC-32."""
+  result = 0
+  for power in range(31, -1, -1):
+    if a >> power & 1:
+      result ^= b
+    b = b >> 1 ^ (_CRC_POLYNOMIAL if b & 1 else 0)
+  return result

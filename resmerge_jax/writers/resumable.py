@@ -1,0 +1,222 @@
+"""A folder writer with a journal: what a run that stopped has written is used again."""
+
+import contextlib
+import os
+import pathlib
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+from resmerge_jax.checkpoint.reader import block_bytes
+from resmerge_jax.errors import InputError, StoppedError
+from resmerge_jax.plan.layout import OutputLayout
+from resmerge_jax.plan.stacks import Step
+from resmerge_jax.writers.check import resolved
+from resmerge_jax.writers.disk import Buffer
+from resmerge_jax.writers.folder import FolderWriter, Span
+from resmerge_jax.writers.identity import differences
+from resmerge_jax.writers.journal import Journal, read_journal
+from resmerge_jax.writers.partial import (
+  claim,
+  explained,
+  journal_path,
+  release,
+)
+
+
+def check_resumable(
+  output: pathlib.Path, identity: Mapping[str, Any]
+) -> list[Any] | None:
+  """Entries of the journal of a run into `output` that stopped; None if there is none.
+
+  Raises:
+    InputError: the run that stopped was another one; names every difference.
+  """
+  path = journal_path(output)
+  with explained(f'the journal of {output} cannot be read', path):
+    found, entries = read_journal(path)
+  if found is None:
+    return None
+  if problems := differences(identity, found):
+    raise InputError(
+      f'the run that stopped at {output} cannot be continued: it was another merge '
+      '(expected: what its journal says)',
+      problems,
+      why='half of the output would be of one merge and half of the other',
+      fix='repeat the command that stopped, with --resume and the same inputs, or leave '
+      f'--resume out: {path.parent} is then removed and the merge starts from nothing',
+    )
+  return entries
+
+
+class ResumableWriter:
+  """Writes an output folder step by step; `finish` makes a step survive the process.
+
+  Leaving the `with` block by an error of the disk, a signal or a defect keeps what is
+  finished, and the error gets a note that says so. Bad input deletes it.
+
+  Args:
+    steps: of the plan; a step's number is its place among them.
+    identity: what the run is (writers/identity.py), as JSON knows it.
+    resume: continue a run that stopped, if there is one. Else what it left is deleted.
+    progress: called with a label and bytes read back while they are verified.
+
+  Raises:
+    InputError: as `FolderWriter` and `check_resumable`.
+  """
+
+  def __init__(
+    self,
+    output: str | os.PathLike,
+    layout: OutputLayout,
+    steps: Sequence[Step],
+    identity: dict[str, Any],
+    *,
+    overwrite: bool,
+    resume: bool,
+    progress: Callable[[str, int], None],
+  ):
+    self.finished: dict[int, Any] = {}  # step number -> its numbers for the records
+    self.notes: list[str] = []
+    self._layout, self._steps = layout, steps
+    self._numbers = {id(step): i for i, step in enumerate(steps)}
+    self._committed = False
+    self.output = resolved(output)
+    lock_fd, saved = self._claim_saved(identity) if resume else (None, None)
+    self._folder = FolderWriter(output, layout, overwrite, lock_fd)
+    try:
+      kept = [] if saved is None else self._verified(saved, progress)
+      with self._explained():
+        self._journal = Journal(
+          journal_path(self.output), identity, kept, self._folder.sync
+        )
+    except BaseException:
+      self._folder.abort(keep=bool(saved))
+      raise
+
+  def __enter__(self) -> Self:
+    return self
+
+  def __exit__(
+    self,
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: types.TracebackType | None,
+  ) -> None:
+    if self._committed:
+      return
+    try:
+      with contextlib.suppress(InputError, OSError):  # its steps are lost, no others
+        self._journal.close()
+    finally:
+      keep = self._journal.count > 0 and not _is_bad_input(error)
+      self._folder.abort(keep)
+    if keep and error is not None:
+      error.add_note(
+        f'{self._journal.count} of {len(self._steps)} steps are kept in '
+        f'{journal_path(self.output).parent}: the same command with --resume continues'
+      )
+
+  def write(self, name: str, offset_bytes: int, data: Buffer) -> None:
+    self._folder.write(name, offset_bytes, data)
+
+  def finish(self, step: Step, numbers: Any) -> None:
+    """Notes that all bytes of `step` are written. `numbers`: what its records need."""
+    entry = {
+      'step': self._numbers[id(step)],
+      'rows': [step.row_start, step.row_stop],
+      'written': {
+        name: self._folder.spans(name, *self._bytes(step, name)) for name in step.names
+      },
+      'numbers': numbers,
+    }
+    files = {self._layout.where[name].file for name in step.names}
+    with self._explained():
+      self._journal.add(entry, files)
+
+  def spans(self, name: str) -> list[Span]:
+    """What was written of a tensor, in this run and before."""
+    return self._folder.spans(name)
+
+  def crc_of(self, name: str) -> int:
+    """CRC-32 of a tensor that is completely written."""
+    return self._folder.crc_of(name)
+
+  def commit(self, files: Mapping[str, bytes | pathlib.Path]) -> list[str]:
+    """As `FolderWriter.commit`; a kill on the way costs no step."""
+    with self._explained():
+      self._journal.close()
+    notes = self._folder.commit(files)
+    self._committed = True
+    return notes
+
+  def _claim_saved(
+    self, identity: dict[str, Any]
+  ) -> tuple[int | None, list[Any] | None]:
+    """The lock and the journal of a run that stopped; (None, None) if there is none."""
+    with explained(f'output {self.output} cannot be prepared', self.output):
+      lock_fd = claim(self.output, keep=True)
+    try:
+      saved = check_resumable(self.output, identity)
+    except BaseException:
+      release(self.output, lock_fd, keep=True)
+      raise
+    if saved is not None:
+      return lock_fd, saved
+    release(self.output, lock_fd)
+    self.notes.append('nothing to resume: the merge starts from the beginning')
+    return None, None
+
+  def _explained(self) -> Any:
+    path = journal_path(self.output)
+    return explained(f'cannot write {path.name}', path, self._layout.nbytes)
+
+  def _bytes(self, step: Step, name: str) -> tuple[int, int]:
+    return block_bytes(self._layout.where[name], step.row_start, step.row_stop)
+
+  def _verified(
+    self, entries: list[Any], progress: Callable[[str, int], None]
+  ) -> list[Any]:
+    """Adopts the steps whose bytes are on disk as the journal says; returns them."""
+    kept, damaged = [], []
+    for entry in entries:
+      i = entry['step']
+      step = self._steps[i]
+      if i in self.finished or [step.row_start, step.row_stop] != entry['rows']:
+        continue
+      written = {
+        name: [Span(*span) for span in entry['written'].get(name, ())]
+        for name in step.names
+      }
+      wanted = sum(
+        end - begin for begin, end in (self._bytes(step, n) for n in written)
+      )
+      spans = [(name, span) for name, each in written.items() for span in each]
+      if sum(span.end - span.begin for _, span in spans) != wanted or not all(
+        self._folder.holds(name, span) for name, span in spans
+      ):
+        damaged.append(step.label)
+      else:
+        for name, span in spans:
+          self._folder.adopt(name, span)
+        self.finished[i] = entry['numbers']
+        kept.append(entry)
+      progress(f'verifying {step.label}', wanted)
+    self.notes.append(
+      f'resuming: {len(kept)} of {len(self._steps)} steps are on disk and verified'
+    )
+    if damaged:
+      more = f' and {len(damaged) - 3} more' if len(damaged) > 3 else ''
+      self.notes.append(
+        'not on disk as the journal says, computed again: '
+        + '; '.join(damaged[:3])
+        + more
+      )
+    return kept
+
+
+def _is_bad_input(error: BaseException | None) -> bool:
+  """Whether the same command would fail again, so that nothing is worth keeping."""
+  if error is None:
+    return True  # left without a commit
+  return isinstance(error, InputError) and not isinstance(error, StoppedError)
