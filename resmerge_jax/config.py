@@ -44,6 +44,7 @@ class MergeConfig:
   vocab: Literal['error', 'base_rows', 'pad'] = 'error'
   overwrite: bool = False
   seed: int = 0
+  mesh: tuple[int, int] | str | None = None
   resume: bool = False
 
   def __post_init__(self) -> None:
@@ -59,8 +60,29 @@ class MergeConfig:
       value = getattr(self, name)
       if value is not None:
         object.__setattr__(self, name, parse_size(value))
+    if self.mesh is not None:
+      object.__setattr__(self, 'mesh', parse_mesh(self.mesh))
     check_choices(self.output_dtype, self.vocab, self.seed)
     check_experts(len(self.experts), self.expert_ids, self.weights, self.method)
+
+
+def parse_mesh(mesh: Any) -> tuple[int, int]:
+  """(layer, row) of 'layer:4,row:2', in any order; an axis left out is 1. Or a pair.
+
+  Raises:
+    InputError: another axis, or no positive number.
+  """
+  if isinstance(mesh, str):
+    axes = dict(part.partition(':')[::2] for part in mesh.replace(' ', '').split(','))
+    if axes.keys() <= {'layer', 'row'} and all(n.isdecimal() for n in axes.values()):
+      mesh = int(axes.get('layer', 1)), int(axes.get('row', 1))
+  pair = tuple(mesh)
+  if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
+    raise InputError(
+      f'mesh: got {mesh!r}, expected axes layer and row with numbers of devices',
+      fix='write layer:4,row:2, or layer:8',
+    )
+  return pair
 
 
 def outside_of(method: Any, outside: TaskArithmetic | None) -> TaskArithmetic:

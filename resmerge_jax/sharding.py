@@ -8,20 +8,30 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from resmerge_jax.errors import InputError
+
 AXES = ('layer', 'row')
 # Rows per device below which a reduction across devices costs more than it saves.
 MIN_ROWS = 256
 
 
-def mesh_for(layers: int, rows: int, devices: Sequence[jax.Device]) -> Mesh:
-  """Mesh ('layer', 'row') for a step of this shape.
+def mesh_for(
+  layers: int,
+  rows: int,
+  devices: Sequence[jax.Device],
+  fixed: tuple[int, int] | None = None,
+) -> Mesh:
+  """Mesh ('layer', 'row') for a step of this shape, or of the shape `fixed`.
 
   Layers first, as they need no communication; rows take the remaining devices while
   each keeps MIN_ROWS. Columns are never split: a block of rows is one byte range.
   A step too small for all devices uses the first few.
   """
-  on_layers = _largest_divisor(len(devices), layers)
-  on_rows = _largest_divisor(len(devices) // on_layers, max(rows // MIN_ROWS, 1))
+  if fixed:
+    on_layers, on_rows = fixed
+  else:
+    on_layers = _largest_divisor(len(devices), layers)
+    on_rows = _largest_divisor(len(devices) // on_layers, max(rows // MIN_ROWS, 1))
   grid = np.asarray(devices[: on_layers * on_rows]).reshape(on_layers, on_rows)
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
 
@@ -32,14 +42,20 @@ def padded(layers: int, rows: int, mesh: Mesh) -> tuple[int, int]:
   return math.ceil(layers / on_layers) * on_layers, math.ceil(rows / on_rows) * on_rows
 
 
-def merge_devices() -> tuple[jax.Device, ...]:
-  """The devices a merge uses: all of this process, but one if they are CPUs.
+def merge_devices(mesh_shape: tuple[int, int] | None = None) -> tuple[jax.Device, ...]:
+  """All devices of all processes; a mesh that the user has set must fit them.
 
-  Several CPU devices are one processor cut up: they bring no speed, and XLA's CPU client
-  can deadlock when programs of the solver run on more of them than it has threads.
+  Raises:
+    InputError: it needs more devices than there are.
   """
-  devices = jax.local_devices()
-  return tuple(devices[:1] if devices[0].platform == 'cpu' else devices)
+  devices = tuple(jax.devices())
+  if mesh_shape and math.prod(mesh_shape) > len(devices):
+    raise InputError(
+      f'mesh: got layer:{mesh_shape[0]},row:{mesh_shape[1]}, which needs '
+      f'{math.prod(mesh_shape)} devices; there are {len(devices)}',
+      fix='choose a smaller mesh, or leave it out: it is then chosen for each step',
+    )
+  return devices
 
 
 def each(one: Callable[[Any], Any], stacked: Any, at_once: bool) -> Any:

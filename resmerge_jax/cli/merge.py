@@ -15,9 +15,14 @@ Examples:
   Plain task arithmetic, the second expert counting twice:
     python -m tools.merge --method=task_arithmetic --weights=1,2 --base=BASE
       --experts=A,B --output=M
+  Two processes that share a file system (on a TPU pod the three flags are not needed):
+    python -m tools.merge --base=B --experts=C,D --output=M
+      --coordinator=HOST0:8476 --num_processes=2 --process_id=0   (and 1 on the other)
   A merge that was killed, or stopped by a full disk, goes on where it was:
     python -m tools.merge --base=BASE --experts=MATH,CODE --output=MERGED --resume
 """
+
+from absl import flags
 
 from resmerge_jax.cli.app import no_arguments, run_app
 from resmerge_jax.cli.runtime import keep_programs, use_huge_pages
@@ -26,13 +31,19 @@ from resmerge_jax.sizes import format_size
 
 def main(argv: list[str]) -> None:
   """Merges, then prints what was done."""
+  from resmerge_jax import processes
   from resmerge_jax.cli.merge_flags import merge_config
   from resmerge_jax.pipeline.merge import merge
 
   no_arguments(argv)
   config = merge_config()
   keep_programs()
-  manifest = merge(config, show_progress=True)
+  given = flags.FLAGS
+  processes.start(given.coordinator, given.num_processes, given.process_id)
+  with processes.leaving_at_once():
+    manifest = merge(config, show_progress=processes.is_first())
+  if not processes.is_first():
+    return
   content = manifest.content
   for note in manifest.notes:
     print(f'note: {note}')
@@ -65,4 +76,9 @@ def _define_flags(argv: list[str]) -> list[str]:
   # JAX is imported from here on: a program that restarts itself need not load it twice.
   from resmerge_jax.cli.merge_flags import define_flags
 
+  flags.DEFINE_string(
+    'coordinator', None, 'HOST:PORT of process 0, of several processes'
+  )
+  flags.DEFINE_integer('num_processes', None, 'how many processes merge together')
+  flags.DEFINE_integer('process_id', None, 'which of them this is, from 0')
   return define_flags(argv)

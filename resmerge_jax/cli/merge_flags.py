@@ -30,7 +30,7 @@ from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 DEFAULT_CONFIG = 'resmerge'
 FIELDS = (
   'base', 'experts', 'expert_ids', 'output', 'output_dtype', 'max_shard_size',
-  'memory_budget', 'vocab', 'overwrite', 'seed', 'resume', 'weights',
+  'memory_budget', 'vocab', 'overwrite', 'seed', 'resume', 'weights', 'mesh',
 )  # fmt: skip
 
 
@@ -96,6 +96,12 @@ def _define_plain_flags() -> None:
     'resume',
     None,
     'continue this merge where it stopped; verify the output if it is complete',
+  )
+  flags.DEFINE_string(
+    'mesh',
+    None,
+    'devices along layers and rows, such as layer:4,row:2 '
+    '(default: chosen for each step)',
   )
   flags.DEFINE_integer(
     'seed', None, 'of the random start of the head solver (default: 0)'

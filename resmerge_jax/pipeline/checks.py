@@ -1,17 +1,19 @@
 """NaN, Inf and overflow, found while the weights go through."""
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.errors import InputError
 from resmerge_jax.host_float import to_float32
-from resmerge_jax.pipeline.kernels import Merged
+from resmerge_jax.pipeline.fetched import Fetched
 from resmerge_jax.pipeline.staging import Staged
 from resmerge_jax.plan.stacks import Step
 
 
 def check_merged(
-  group: ExpertGroup, step: Step, merged: Merged, inputs: Staged
+  group: ExpertGroup, step: Step, fetched: Fetched, inputs: Staged
 ) -> None:
   """Checks a computed step, by its sums: a finite sum of squares has finite terms.
 
@@ -19,40 +21,44 @@ def check_merged(
     InputError: naming every source and tensor with NaN or Inf, or every tensor whose
       update or result leaves the range of its dtype.
   """
-  sums = merged.sums
+  sums = fetched.sums
   squares_LxS = np.hstack(
     [sums.delta_sq_LxN, sums.update_sq_L[:, None], sums.loss_sq_L[:, None]]
   )
-  suspect = np.flatnonzero(~np.isfinite(squares_LxS[: len(step.names)]).all(1))
+  suspect = np.flatnonzero(~np.isfinite(squares_LxS).all(1))
   if suspect.size:
-    sources = {i: inputs.source(i) for i in range(len(group.sources))}
-    _check_inputs(group, step, sources, suspect)
-    _check_output(step, merged.out_LxRxC, suspect)
+    layers = [fetched.layers[at] for at in suspect]
+    _check_inputs(group, step, inputs, layers)
+    _check_output(step, {p.layer: p.out_RxC for p in fetched.pieces}, layers)
     raise InputError(
       'updates too large for float32 (their squares overflow)',
-      [step.names[layer] for layer in suspect],
+      [step.names[layer] for layer in layers],
       why='norms and heads of such a matrix cannot be computed',
       fix='look at the experts: weights of this size are the sign of a broken training',
     )
 
 
 def check_copied(
-  group: ExpertGroup, step: Step, base_LxRxC: np.ndarray, out_LxRxC: np.ndarray
+  group: ExpertGroup, step: Step, inputs: Staged, out_LxRxC: np.ndarray
 ) -> None:
   """Checks floating tensors that are copied from the base. Raises InputError."""
-  layers = np.arange(len(step.names))
-  _check_inputs(group, step, {0: base_LxRxC}, layers)
-  _check_output(step, out_LxRxC, layers)
+  layers = list(range(len(step.names)))
+  _check_inputs(group, step, inputs, layers)
+  _check_output(step, dict(enumerate(out_LxRxC)), layers)
 
 
 def _check_inputs(
-  group: ExpertGroup, step: Step, sources: dict[int, np.ndarray], layers: np.ndarray
+  group: ExpertGroup, step: Step, inputs: Staged, layers: Sequence[int]
 ) -> None:
   bad = [
     f'{"expert" if i else "base"} {group.sources[i].id!r}: {step.names[layer]}'
     for layer in layers
-    for i, source_LxRxC in sources.items()
-    if not _finite(step, source_LxRxC[layer])
+    for i in step.stack.sources
+    if not all(
+      _finite(shard.source(i)[layer - shard.layers.start])
+      for shard in inputs.shards
+      if layer in shard.layers
+    )
   ]
   if bad:
     raise InputError(
@@ -63,8 +69,10 @@ def _check_inputs(
     )
 
 
-def _check_output(step: Step, out_LxRxC: np.ndarray, layers: np.ndarray) -> None:
-  bad = [step.names[at] for at in layers if not _finite(step, out_LxRxC[at])]
+def _check_output(
+  step: Step, out_RxC: Mapping[int, np.ndarray], layers: Sequence[int]
+) -> None:
+  bad = [step.names[at] for at in layers if at in out_RxC and not _finite(out_RxC[at])]
   if bad:
     raise InputError(
       f'merged values exceed the range of {step.stack.out_dtype}',
@@ -73,6 +81,5 @@ def _check_output(step: Step, out_LxRxC: np.ndarray, layers: np.ndarray) -> None
     )
 
 
-def _finite(step: Step, padded_RxC: np.ndarray) -> bool:
-  rows = padded_RxC[: step.row_stop - step.row_start]
-  return bool(np.isfinite(to_float32(rows)).all())
+def _finite(rows_RxC: np.ndarray) -> bool:
+  return bool(np.isfinite(to_float32(rows_RxC)).all())

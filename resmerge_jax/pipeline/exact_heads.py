@@ -1,6 +1,7 @@
 """Second try, on the host in float64, for matrices whose head the solver flagged."""
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -8,73 +9,88 @@ import numpy as np
 from resmerge_jax.host_float import to_float32
 from resmerge_jax.linalg.exact import host_head
 from resmerge_jax.linalg.krylov import MAX_ERROR, Head
-from resmerge_jax.pipeline.kernels import (
-  KernelSpec,
-  Merged,
-  as_bits,
-  compile_kernel,
-  on_host,
-)
-from resmerge_jax.pipeline.staging import Staged
+from resmerge_jax.pipeline.fetched import Fetched, Piece, fetch
+from resmerge_jax.pipeline.kernels import KernelSpec, as_bits, compile_kernel
+from resmerge_jax.pipeline.staging import Shard
+from resmerge_jax.plan.stacks import Step
 
 
 def replace_flagged(
   spec: KernelSpec,
-  merged: Merged,
-  inputs: Staged,
-  n_layers: int,
+  step: Step,
+  fetched: Fetched,
+  read_layer: Callable[[int], Shard],
   weights_N: np.ndarray,
-  device: tuple[jax.Device, ...],
-) -> tuple[Merged, np.ndarray]:
-  """`merged` with every layer redone whose head error exceeds MAX_ERROR.
+  device: jax.Device,
+) -> tuple[Fetched, np.ndarray]:
+  """`fetched` with every layer redone whose head error exceeds MAX_ERROR.
 
-  Returns it with a boolean LxN array that tells which heads came from float64. Layers
-  whose task vectors are not finite are left alone: the caller reports them.
+  `read_layer` reads the whole matrices of one layer, which the devices of this process
+  may hold in part only. The process that owns a layer writes all rows of it then.
+  Returns a boolean array too, one row per layer held: the heads that came from float64.
+  Layers whose task vectors are not finite are left alone: the caller reports them.
   """
-  shape = merged.sums.delta_sq_LxN.shape
-  if merged.head is None:
-    return merged, np.zeros(shape, bool)
-  flagged_LxN = ~(merged.head.error <= MAX_ERROR)  # NaN too
-  flagged_LxN[n_layers:] = False
-  flagged_LxN &= np.isfinite(merged.sums.delta_sq_LxN).all(1, keepdims=True)
-  layers = np.flatnonzero(flagged_LxN.any(1))
-  if not layers.size:
-    return merged, flagged_LxN
-  merged = jax.tree.map(np.array, merged)  # own, writable copies
-  one = dataclasses.replace(spec, layers=1, head_given=True)
-  kernel = compile_kernel(one, device)
-  rows = kernel.shape[1]
-  for layer in layers:
-    head = jax.tree.map(lambda x, at=layer: x[at : at + 1, ...].copy(), merged.head)
-    for i in np.flatnonzero(flagged_LxN[layer]):
-      _solve(head, int(i), inputs.base[layer], inputs.experts[layer, i], rows)
-    one_layer = slice(layer, layer + 1)
-    redone = kernel.run(
-      jax.device_put(as_bits(inputs.base[one_layer, :rows]), kernel.base),
-      jax.device_put(as_bits(inputs.experts[one_layer, :, :rows]), kernel.experts),
-      jax.device_put(weights_N, kernel.whole),
-      jax.device_put(np.zeros(one.start_shape, np.float32), kernel.whole),
-      jax.device_put(_fit(head, rows), kernel.layer),
-    )
-    fetched = on_host(one, redone)
-    for old, new in zip(jax.tree.leaves(merged), jax.tree.leaves(fetched), strict=True):
-      value = new[0]
-      old[layer, ...][tuple(slice(n) for n in value.shape)] = value
-  return merged, flagged_LxN
+  shape = fetched.sums.delta_sq_LxN.shape
+  if fetched.head is None:
+    return fetched, np.zeros(shape, bool)
+  flagged_LxN = ~(fetched.head.error <= MAX_ERROR)  # NaN too
+  flagged_LxN &= np.isfinite(fetched.sums.delta_sq_LxN).all(1, keepdims=True)
+  redo = np.flatnonzero(flagged_LxN.any(1)).tolist()
+  if not redo:
+    return fetched, flagged_LxN
+  fetched = fetched.writable()
+  pieces = [
+    p for p in fetched.pieces if p.layer not in {fetched.layers[i] for i in redo}
+  ]
+  for at in redo:
+    if fetched.owned[at]:
+      layer = fetched.layers[at]
+      shard = read_layer(layer)
+      out_RxC = _redone(
+        spec, step, fetched, at, flagged_LxN[at], shard, weights_N, device
+      )
+      pieces.append(Piece(layer, range(len(out_RxC)), out_RxC))
+  return dataclasses.replace(fetched, pieces=tuple(pieces)), flagged_LxN
 
 
-def _solve(
-  head: Head, i: int, base_RxC: np.ndarray, expert_RxC: np.ndarray, rows: int
-) -> None:
+def _redone(
+  spec: KernelSpec,
+  step: Step,
+  fetched: Fetched,
+  at: int,
+  flagged_N: np.ndarray,
+  shard: Shard,
+  weights_N: np.ndarray,
+  device: jax.Device,
+) -> np.ndarray:
+  """The merged matrix from exact heads; puts its numbers into `fetched`."""
+  assert fetched.head is not None
+  one = dataclasses.replace(spec, layers=1, head_given=True, mesh_shape=None)
+  kernel = compile_kernel(one, (device,))
+  head = jax.tree.map(lambda x: x[at : at + 1, ...].copy(), fetched.head)
+  head = head._replace(y_KxR=np.ascontiguousarray(head.y_KxR[..., : spec.rows]))
+  for i in np.flatnonzero(flagged_N):
+    _solve(head, int(i), shard)
+  redone = kernel.run(
+    jax.device_put(as_bits(shard.base), kernel.base),
+    jax.device_put(as_bits(shard.experts), kernel.experts),
+    jax.device_put(weights_N, kernel.whole),
+    jax.device_put(np.zeros(one.start_shape, np.float32), kernel.whole),
+    jax.device_put(head, kernel.layer),
+  )
+  matrix = fetch(dataclasses.replace(step, names=step.names[:1]), redone)
+  old = (fetched.sums, fetched.stats, fetched.head)
+  new = (matrix.sums, matrix.stats, matrix.head)
+  for into, value in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
+    into[at, ...][tuple(slice(n) for n in value.shape[1:])] = value[0]
+  return matrix.pieces[0].out_RxC
+
+
+def _solve(head: Head, i: int, shard: Shard) -> None:
   """Puts the exact head of expert `i` into `head` (arrays 1xNx...)."""
-  delta_RxC = to_float32(expert_RxC[:rows]) - to_float32(base_RxC[:rows])
+  delta_RxC = to_float32(shard.experts[0, i]) - to_float32(shard.base[0])
   found = host_head(delta_RxC, head.sigma_K.shape[-1], np.asarray(head.ritz_MxC[0, i]))
-  head.y_KxR[0, i, :, :rows], head.v_KxC[0, i] = found.y_KxR, found.v_KxC
+  head.y_KxR[0, i], head.v_KxC[0, i] = found.y_KxR, found.v_KxC
   head.sigma_K[0, i], head.sigma_next[0, i] = found.sigma_K, found.sigma_next
   head.error[0, i] = found.error
   head.certified[0, i] |= found.certified
-
-
-def _fit(head: Head, rows: int) -> Head:
-  """Heads of a padded step cut to the rows of the unpadded one."""
-  return head._replace(y_KxR=head.y_KxR[..., :rows])

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,8 @@ class KernelSpec:
   """Everything a compiled step depends on; equal specs share one program.
 
   `layers` and `rows` are a step's shape before padding. `head_given`: the heads come
-  as an argument (exact ones, from the host) instead of being computed.
+  as an argument (exact ones, from the host) instead of being computed. `mesh_shape`:
+  devices along layers and rows if the user has set them.
   """
 
   params: Any
@@ -53,6 +54,7 @@ class KernelSpec:
   expert_dtype: str
   out_dtype: str
   head_given: bool = False
+  mesh_shape: tuple[int, int] | None = None
 
   @property
   def head_rank(self) -> int:
@@ -65,7 +67,11 @@ class KernelSpec:
     return (block_size(self.head_rank) if self.head_rank else 0, self.cols)
 
   def mesh(self, devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
-    return mesh_for(self.layers, self.rows, devices)
+    """The mesh of this step; on rows alone where these are independent."""
+    fixed = self.mesh_shape
+    if fixed and not method_of(self.params).whole_matrix:
+      fixed = 1, fixed[0] * fixed[1]
+    return mesh_for(self.layers, self.rows, devices, fixed)
 
   def padded_shape(self, devices: Sequence[jax.Device]) -> tuple[int, int, int]:
     """LxRxC of the arrays the compiled step takes on these devices."""
@@ -121,13 +127,6 @@ def as_bits(staged: np.ndarray) -> np.ndarray:
   return staged.view(np.uint16) if staged.dtype == DTYPES['BF16'] else staged
 
 
-def on_host(spec: KernelSpec, merged: Merged) -> Merged:
-  """A step's result as numpy arrays, weights in their own dtype."""
-  fetched = jax.tree.map(np.asarray, merged)
-  weights = fetched.out_LxRxC.view(staged_dtype(spec.out_dtype))
-  return fetched._replace(out_LxRxC=weights)
-
-
 def common_dtype(codes: Sequence[str]) -> str:
   """One dtype for all experts of a stack: their own, or float32 where they differ."""
   return codes[0] if len(set(codes)) == 1 else 'F32'
@@ -177,7 +176,8 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
 
   def compile_program() -> jax.stages.Compiled:
     stepped = apart_by_layer(functools.partial(_merge_stack, spec, not on_cpu), mesh)
-    lowered = jax.jit(stepped).lower(*arguments)
+    shardings = Merged(on_base, *cast(Any, (layer,) * 3))  # a tree's prefix
+    lowered = jax.jit(stepped, out_shardings=shardings).lower(*arguments)
     return lowered.compile(CPU_OPTIONS if on_cpu else None)
 
   on_cpu = devices[0].platform == 'cpu'

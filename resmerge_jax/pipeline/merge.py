@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
+
 from resmerge_jax.checkpoint.file_states import FileState, check_unchanged, file_states
 from resmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from resmerge_jax.checkpoint.group import ExpertGroup, check_group
@@ -23,14 +25,17 @@ from resmerge_jax.pipeline.manifest import (
   plan_facts,
 )
 from resmerge_jax.pipeline.progress import Progress
+from resmerge_jax.pipeline.records import Records
 from resmerge_jax.pipeline.resume import Found, look, verify_complete
 from resmerge_jax.pipeline.side_files import side_files
 from resmerge_jax.pipeline.stream import Work, silent, stream
 from resmerge_jax.plan.plan import MergePlan, make_plan
+from resmerge_jax.processes import together, watched
 from resmerge_jax.sharding import merge_devices
 from resmerge_jax.writers.check import check_output, resolved
-from resmerge_jax.writers.resumable import ResumableWriter
-from resmerge_jax.writers.verify import bytes_to_verify
+from resmerge_jax.writers.partial import partial_path
+from resmerge_jax.writers.resumable import ResumableWriter, is_bad_input
+from resmerge_jax.writers.verify import bytes_to_verify, load_manifest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,54 +143,91 @@ def merge(config: MergeConfig, *, show_progress: bool = False) -> Manifest:
       exception say what is kept.
   """
   start = time.perf_counter()
-  prepared = prepare(config)
-  if prepared.found.complete:
-    problems = _verify(config, prepared, show_progress)
-    if not problems:
-      content = prepared.found.complete
-      warnings = tuple(content['warnings'])
-      return Manifest(resolved(config.output), content, warnings, verified_only=True)
-    config = dataclasses.replace(config, resume=False)
-    prepared = prepare(config)  # as any other non-empty output
-  group, plan = prepared.group, prepared.plan
+  with together():
+    prepared = prepare(config)
+    complete = prepared.found.complete
+    if complete and not _verify(config, prepared, show_progress):
+      warnings = tuple(complete['warnings'])
+      return Manifest(resolved(config.output), complete, warnings, verified_only=True)
+    if complete:
+      config = dataclasses.replace(config, resume=False)
+      prepared = prepare(config)  # as any other non-empty output
   with contextlib.ExitStack() as stack:
-    writer = stack.enter_context(_writer(config, prepared, show_progress))
-    left = [s for i, s in enumerate(plan.steps) if i not in writer.finished]
-    readers = [
-      stack.enter_context(CheckpointReader(source, states))
-      for source, states in zip(group.sources, prepared.states, strict=True)
-    ]
-    work = Work(
-      plan=plan,
-      group=group,
-      readers=readers,
-      sink=writer,
-      method=config.method,
-      outside=outside_of(config.method, config.outside),
-      weights=config.weights or (1.0,) * len(group.experts),
-      seed=config.seed,
-      devices=merge_devices(),
-      progress=stack.enter_context(
-        _progress(sum(step.nbytes for step in left), show_progress)
-      ),
-      finished=writer.finished,
-    )
+    writer = _writer(stack, config, prepared, show_progress)
+    records, seconds = _stream(stack, config, prepared, writer, show_progress)
+    with together():
+      if jax.process_index():
+        writer.leave()
+      else:
+        for step, numbers in writer.gather(jax.process_count()):
+          if numbers is not None:
+            records.restore(step, numbers)
+        seconds['until_commit'] = time.perf_counter() - start
+        late = _commit(config, prepared, writer, records, seconds)
+  content = load_manifest(writer.output)
+  notes = (*prepared.notes, *writer.notes)
+  if jax.process_index():
+    late = []
+  return Manifest(writer.output, content, (*content['warnings'], *late), notes)
+
+
+def _stream(
+  stack: contextlib.ExitStack,
+  config: MergeConfig,
+  prepared: Prepared,
+  writer: ResumableWriter,
+  show_progress: bool,
+) -> tuple[Records, dict[str, float]]:
+  """Merges all weights; returns once those of all processes are durable."""
+  group, plan = prepared.group, prepared.plan
+  assert not isinstance(config.mesh, str)
+  left = [s for i, s in enumerate(plan.steps) if i not in writer.finished]
+  readers = [
+    stack.enter_context(CheckpointReader(source, states))
+    for source, states in zip(group.sources, prepared.states, strict=True)
+  ]
+  work = Work(
+    plan=plan,
+    group=group,
+    readers=readers,
+    sink=writer,
+    method=config.method,
+    outside=outside_of(config.method, config.outside),
+    weights=config.weights or (1.0,) * len(group.experts),
+    seed=config.seed,
+    devices=merge_devices(config.mesh),
+    mesh_shape=config.mesh,
+    progress=stack.enter_context(
+      _progress(sum(step.nbytes for step in left), show_progress)
+    ),
+    finished=writer.finished,
+  )
+  with watched(partial_path(writer.output), is_bad_input):
     records, seconds = stream(work)
     check_unchanged(zip(group.sources, prepared.states, strict=True))
-    files, warnings = side_files(config, group, plan, writer, records)
-    sums = checksums(writer, plan.layout, files)
-    seconds['until_commit'] = time.perf_counter() - start
-    content = {
-      **prepared.facts,
-      'warnings': list(warnings),
-      'seconds': {k: round(v, 3) for k, v in seconds.items()},
-      'peak_memory_bytes': peak_memory(),
-      **sums,
-    }
-    text = json.dumps(content, indent=2) + '\n'
-    late = writer.commit({**files, 'manifest.json': text.encode()})
-  notes = (*prepared.notes, *writer.notes)
-  return Manifest(writer.output, content, (*warnings, *late), notes)
+    writer.close_journal()
+  return records, seconds
+
+
+def _commit(
+  config: MergeConfig,
+  prepared: Prepared,
+  writer: ResumableWriter,
+  records: Records,
+  seconds: dict[str, float],
+) -> list[str]:
+  """Gives the output its side files, its manifest and its name; notes for the user."""
+  group, plan = prepared.group, prepared.plan
+  files, warnings = side_files(config, group, plan, writer, records)
+  content = {
+    **prepared.facts,
+    'warnings': list(warnings),
+    'seconds': {k: round(v, 3) for k, v in seconds.items()},
+    'peak_memory_bytes': peak_memory(),
+    **checksums(writer, plan.layout, files),
+  }
+  text = json.dumps(content, indent=2) + '\n'
+  return writer.commit({**files, 'manifest.json': text.encode()})
 
 
 @contextlib.contextmanager
@@ -200,19 +242,30 @@ def _progress(total_bytes: int, shown: bool) -> Iterator[Callable[[str, int], No
     progress.close()
 
 
-def _writer(config: MergeConfig, prepared: Prepared, shown: bool) -> ResumableWriter:
-  """The prepared output; what a run left that stopped is verified."""
-  plan = prepared.plan
-  with _progress(plan.bytes_written, shown and prepared.found.stopped) as progress:
-    return ResumableWriter(
-      config.output,
-      plan.layout,
-      plan.steps,
-      identity_of(prepared.facts),
-      overwrite=config.overwrite,
-      resume=config.resume,
-      progress=progress,
-    )
+def _writer(
+  stack: contextlib.ExitStack, config: MergeConfig, prepared: Prepared, shown: bool
+) -> ResumableWriter:
+  """The output, prepared by process 0 before the others join it.
+
+  What a run left that stopped is verified.
+  """
+  plan, index = prepared.plan, jax.process_index()
+  for turn in (index == 0, index > 0):
+    with together(), _progress(plan.bytes_written, shown and turn) as progress:
+      if turn:
+        writer = stack.enter_context(
+          ResumableWriter(
+            config.output,
+            plan.layout,
+            plan.steps,
+            identity_of(prepared.facts),
+            overwrite=config.overwrite,
+            resume=config.resume,
+            progress=progress,
+            process=index,
+          )
+        )
+  return writer
 
 
 def _verify(config: MergeConfig, prepared: Prepared, shown: bool) -> list[str]:

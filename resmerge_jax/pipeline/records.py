@@ -10,7 +10,8 @@ import numpy as np
 
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.host_float import to_float32
-from resmerge_jax.pipeline.kernels import Merged
+from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.pipeline.fetched import Fetched
 from resmerge_jax.pipeline.staging import Staged
 from resmerge_jax.plan.rules import Rule, family_of
 from resmerge_jax.plan.stacks import Step
@@ -31,51 +32,51 @@ class Records:
   def add(
     self,
     step: Step,
-    merged: Merged,
+    fetched: Fetched,
     branches: Sequence[str],
     exact_LxN: np.ndarray,
     inputs: Staged,
   ) -> dict[str, Any]:
-    """Takes the numbers of one computed step (host arrays).
+    """Takes the numbers of one computed step, of the layers that this process owns.
 
     Returns:
       The same for `restore`, as JSON keeps them exactly.
     """
     n_rows = step.row_stop - step.row_start
-    tensors = [
-      {
-        'delta_sq': _plain(merged.sums.delta_sq_LxN[layer].astype(np.float64)),
-        'changed': _plain(merged.sums.changed_LxN[layer].astype(np.int64)),
-        'update_sq': float(merged.sums.update_sq_L[layer]),
-        'loss_sq': float(merged.sums.loss_sq_L[layer]),
+    sums = fetched.sums
+    tensors = {
+      step.names[layer]: {
+        'delta_sq': _plain(sums.delta_sq_LxN[at].astype(np.float64)),
+        'changed': _plain(sums.changed_LxN[at].astype(np.int64)),
+        'update_sq': float(sums.update_sq_L[at]),
+        'loss_sq': float(sums.loss_sq_L[at]),
         'size': n_rows * step.stack.n_cols,
-        'stats': _head_stats(merged, layer, exact_LxN)
+        'stats': _head_stats(fetched.head, at, exact_LxN)
         | {
-          key: branches[value[layer]] if key == 'branch' else _plain(value[layer])
-          for key, value in merged.stats.items()
+          key: branches[value[at]] if key == 'branch' else _plain(value[at])
+          for key, value in fetched.stats.items()
         },
       }
-      for layer in range(len(step.names))
-    ]
-    numbers = {'tensors': tensors, 'differ': self._differing(step, inputs, n_rows)}
+      for at, layer in enumerate(fetched.layers)
+      if fetched.owned[at]
+    }
+    numbers = {'tensors': tensors, 'differ': self._differing(inputs)}
     self.restore(step, numbers)
     return numbers
 
   def restore(self, step: Step, numbers: Mapping[str, Any]) -> None:
-    """Takes what `add` returned for a step, in this run or an earlier one."""
-    for name, tensor in zip(step.names, numbers['tensors'], strict=True):
+    """Takes what `add` returned for a step, here, earlier, or in another process."""
+    for name, tensor in numbers['tensors'].items():
       self._blocks.setdefault(name, {})[step.row_start] = tensor
     self._equal -= {(i, j) for i, j in numbers['differ']}
 
-  def _differing(self, step: Step, inputs: Staged, n_rows: int) -> list[list[int]]:
+  def _differing(self, inputs: Staged) -> list[list[int]]:
     """Pairs of sources, equal so far, that differ here; no others are looked at."""
-    n_layers = len(step.names)
-    differing = []
-    for i, j in sorted(self._equal):
-      a, b = (inputs.source(s)[:n_layers, :n_rows] for s in (i, j))
-      if not _same_values(a, b):
-        differing.append([i, j])
-    return differing
+    return [
+      [i, j]
+      for i, j in sorted(self._equal)
+      if not all(_same_values(s.source(i), s.source(j)) for s in inputs.shards)
+    ]
 
   def finish(self) -> list[dict[str, Any]]:
     """The records, in the base's order of tensors."""
@@ -120,19 +121,19 @@ class Records:
     ]
 
 
-def _head_stats(merged: Merged, layer: int, exact_LxN: np.ndarray) -> dict[str, Any]:
-  if merged.head is None:
+def _head_stats(head: Head | None, layer: int, exact_LxN: np.ndarray) -> dict[str, Any]:
+  if head is None:
     return {}
-  sigma_NxK = merged.head.sigma_K[layer].astype(np.float64)
-  sigma_next_N = merged.head.sigma_next[layer].astype(np.float64)
+  sigma_NxK = head.sigma_K[layer].astype(np.float64)
+  sigma_next_N = head.sigma_next[layer].astype(np.float64)
   last_N = sigma_NxK[:, -1]
   gap_N = np.where(last_N > 0, 1 - sigma_next_N / np.where(last_N > 0, last_N, 1), 0)
   return {
     'sigma': _plain(sigma_NxK),
     'sigma_next': _plain(sigma_next_N),
     'gap': _plain(gap_N),
-    'head_error_estimate': _plain(merged.head.error[layer]),
-    'certified': _plain(merged.head.certified[layer]),
+    'head_error_estimate': _plain(head.error[layer]),
+    'certified': _plain(head.certified[layer]),
     'float64_head': _plain(exact_LxN[layer]),
   }
 

@@ -5,10 +5,13 @@ be refilled only after every program that reads it has finished.
 """
 
 import dataclasses
+import itertools
+import math
 import queue
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Executor
 
+import jax
 import numpy as np
 
 from resmerge_jax.checkpoint.group import ExpertGroup
@@ -59,36 +62,75 @@ class Staging:
 
 
 @dataclasses.dataclass(frozen=True)
-class Staged:
-  """A step's input: one buffer seen as base LxRxC and experts LxNxRxC."""
+class Shard:
+  """What one device takes of a step: base lxrxC and experts lxNxrxC.
 
-  buffer: np.ndarray
+  `layers` and `rows` are its ranges in the padded step. `device` is None where the
+  step is only copied.
+  """
+
+  device: jax.Device | None
+  layers: range
+  rows: range
   base: np.ndarray
   experts: np.ndarray
 
   def source(self, i: int) -> np.ndarray:
-    """LxRxC of source i (0: base)."""
+    """lxrxC of source i (0: base)."""
     return self.experts[:, i - 1] if i else self.base
 
 
-def staged(staging: Staging, shape: tuple[int, int, int], stack: Stack) -> Staged:
-  """Takes a buffer and cuts it for a step of padded `shape`; blocks are aligned."""
-  layers, rows, cols = shape
+@dataclasses.dataclass(frozen=True)
+class Staged:
+  """The part of a step's input that this process holds: one buffer, cut in shards."""
+
+  buffer: np.ndarray
+  shards: tuple[Shard, ...]
+
+
+Places = Sequence[tuple[jax.Device | None, range, range]]  # device, layers, rows
+
+
+def places(sharding: jax.sharding.Sharding, shape: tuple[int, int, int]) -> Places:
+  """(device, layers, rows) for each device of this process, of an array LxRxC."""
+  found = sharding.addressable_devices_indices_map(shape)
+  return [
+    (device, range(shape[0])[index[0]], range(shape[1])[index[1]])
+    for device, index in found.items()
+    if index is not None
+  ]
+
+
+def staged(
+  staging: Staging,
+  where: Places,
+  stack: Stack,
+) -> Staged:
+  """Takes a buffer and cuts it for the shards at `where`; blocks are aligned."""
   n_experts = len(stack.sources) - 1
   copied = stack.action == 'base'  # bytes pass through as they are stored
   base_dtype = (DTYPES.__getitem__ if copied else staged_dtype)(stack.dtypes[0])
+  expert_dtype = staged_dtype(common_dtype(stack.dtypes[1:]))
   kinds = [
-    ((layers, rows, cols), base_dtype),
-    ((layers, n_experts, rows, cols), staged_dtype(common_dtype(stack.dtypes[1:]))),
+    kind
+    for _, layers, rows in where
+    for kind in (
+      ((len(layers), len(rows), stack.n_cols), base_dtype),
+      ((len(layers), n_experts, len(rows), stack.n_cols), expert_dtype),
+    )
   ]
-  sizes = [int(np.prod(shape)) * dtype.itemsize for shape, dtype in kinds]
-  starts = [0, sizes[0] + -sizes[0] % ALIGNMENT]
-  buffer = staging.take(starts[1] + sizes[1])
-  base, experts = (
+  sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in kinds]
+  starts = [0, *itertools.accumulate(size + -size % ALIGNMENT for size in sizes)]
+  buffer = staging.take(starts[-1])
+  blocks = [
     buffer[start : start + size].view(dtype).reshape(shape)
-    for start, size, (shape, dtype) in zip(starts, sizes, kinds, strict=True)
+    for start, size, (shape, dtype) in zip(starts, sizes, kinds, strict=False)
+  ]
+  shards = tuple(
+    Shard(*place, base, experts)
+    for place, base, experts in zip(where, blocks[::2], blocks[1::2], strict=True)
   )
-  return Staged(buffer, base, experts)
+  return Staged(buffer, shards)
 
 
 def fill(
@@ -103,30 +145,52 @@ def fill(
   Rows that an expert lacks become the base's (no change); rows that the base lacks
   are zeros.
   """
-  n_layers, n_rows = len(step.names), step.row_stop - step.row_start
-  views = [target.source(i) for i in step.stack.sources]
   jobs = []
-  for i, view in enumerate(views):
-    view[n_layers:] = 0
-    view[:n_layers, n_rows:] = 0
-    if not step.present[i]:
-      continue
-    for layer, name in enumerate(step.names):
-      out = view[layer, :n_rows]
-      jobs.append(pool.submit(_read, readers[i], group.ref(i, name), step, out))
+  for shard in target.shards:
+    layers, rows = _inside(step, shard)
+    for i in step.stack.sources:
+      view = shard.source(i)
+      view[len(layers) :] = 0
+      view[: len(layers), len(rows) :] = 0
+      if not step.present[i]:
+        continue
+      for at, layer in enumerate(layers):
+        ref, out = group.ref(i, step.names[layer]), view[at, : len(rows)]
+        jobs.append(pool.submit(_read, readers[i], ref, step.row_start, rows, out))
   for job in jobs:
     job.result()
-  for i, view in enumerate(views):
-    if not step.present[i]:
-      lacks_base = i == 0 or not step.present[0]
-      view[:n_layers, :n_rows] = 0 if lacks_base else views[0][:n_layers, :n_rows]
+  for shard in target.shards:
+    layers, rows = _inside(step, shard)
+    for i in step.stack.sources:
+      if not step.present[i]:
+        lacks_base = i == 0 or not step.present[0]
+        inside = (slice(len(layers)), slice(len(rows)))
+        shard.source(i)[inside] = 0 if lacks_base else shard.base[inside]
 
 
-def _read(reader: Reader, ref: TensorRef, step: Step, out_RxC: np.ndarray) -> None:
+def _inside(step: Step, shard: Shard) -> tuple[range, range]:
+  """The shard's layers and rows that are none of the padding."""
+  n_rows = step.row_stop - step.row_start
+  return (
+    range(shard.layers.start, min(shard.layers.stop, len(step.names))),
+    range(shard.rows.start, min(shard.rows.stop, n_rows)),
+  )
+
+
+def _read(
+  reader: Reader, ref: TensorRef, row_start: int, rows: range, out_RxC: np.ndarray
+) -> None:
   """Straight into place; by way of a copy only where the dtype must change."""
+  if not rows:
+    return
   stored = DTYPES[ref.dtype]
   same = stored == out_RxC.dtype
-  rows = out_RxC if same else np.empty(out_RxC.shape, stored)
-  reader.read_into(ref, step.row_start, step.row_stop, rows.reshape(-1).view(np.uint8))
+  read = out_RxC if same else np.empty(out_RxC.shape, stored)
+  reader.read_into(
+    ref,
+    row_start + rows.start,
+    row_start + rows.stop,
+    read.reshape(-1).view(np.uint8),
+  )
   if not same:
-    out_RxC[...] = to_float32(rows)
+    out_RxC[...] = to_float32(read)

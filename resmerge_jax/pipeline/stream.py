@@ -20,6 +20,7 @@ from resmerge_jax.methods.table import method_of
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.pipeline.checks import check_copied, check_merged
 from resmerge_jax.pipeline.exact_heads import replace_flagged
+from resmerge_jax.pipeline.fetched import Piece, fetch
 from resmerge_jax.pipeline.kernels import (
   Kernel,
   KernelSpec,
@@ -27,13 +28,21 @@ from resmerge_jax.pipeline.kernels import (
   as_bits,
   common_dtype,
   compile_kernel,
-  on_host,
   random_start,
 )
 from resmerge_jax.pipeline.records import Records
-from resmerge_jax.pipeline.staging import Staged, Staging, fill, staged
+from resmerge_jax.pipeline.staging import (
+  Places,
+  Shard,
+  Staged,
+  Staging,
+  fill,
+  places,
+  staged,
+)
 from resmerge_jax.plan.plan import MergePlan
 from resmerge_jax.plan.stacks import STAGED, Step
+from resmerge_jax.sharding import stack_sharding
 from resmerge_jax.types import DTYPES
 
 READ_THREADS = 2  # preadv and page-cache copies release the GIL; two saturate memory
@@ -77,6 +86,12 @@ class Work:
   devices: tuple[jax.Device, ...]
   progress: Callable[[str, int], None] = silent
   finished: Mapping[int, Any] = dataclasses.field(default_factory=dict)
+  mesh_shape: tuple[int, int] | None = None
+
+  @functools.cached_property
+  def places(self) -> dict[int, Places]:
+    """By the id of a step: where this process takes part in it."""
+    return {id(s): _places(self, i, s) for i, s in enumerate(self.plan.steps)}
 
 
 def stream(work: Work) -> tuple[Records, dict[str, float]]:
@@ -89,7 +104,11 @@ def stream(work: Work) -> tuple[Records, dict[str, float]]:
   for i, numbers in work.finished.items():
     if numbers is not None:
       records.restore(work.plan.steps[i], numbers)
-  steps = deque(s for i, s in enumerate(work.plan.steps) if i not in work.finished)
+  steps = deque(
+    step
+    for i, step in enumerate(work.plan.steps)
+    if i not in work.finished and work.places[id(step)]
+  )
   seconds = dict.fromkeys(
     ('read_wait', 'compile_wait', 'compute_wait', 'finish_wait'), 0.0
   )
@@ -106,13 +125,13 @@ def stream(work: Work) -> tuple[Records, dict[str, float]]:
     }
     staging = Staging(STAGED)
     cleanup.callback(staging.close)
-    fetch = functools.partial(_fetch, work, staging, reading)
+    fetch_input = functools.partial(_fetch, work, staging, reading)
     fetched: deque[tuple[Step, Future]] = deque()
     finished: deque[Future] = deque()
     while steps or fetched:
       while steps and len(fetched) < STAGED:
         step = steps.popleft()
-        fetched.append((step, fetching.submit(fetch, step)))
+        fetched.append((step, fetching.submit(fetch_input, step)))
       step, future = fetched.popleft()
       inputs = _timed(seconds, 'read_wait', future.result)
       spec = _spec(work, step)
@@ -124,7 +143,7 @@ def stream(work: Work) -> tuple[Records, dict[str, float]]:
           seconds, 'compute_wait', functools.partial(jax.block_until_ready, running)
         )
         result = running = _dispatch(work, kernel, spec, step, inputs)
-      job = functools.partial(_finish, work, staging, records, spec)
+      job = functools.partial(_finish, work, staging, reading, records, spec)
       finished.append(finishing.submit(job, step, inputs, result))
       while len(finished) > 1 or (finished and not fetched and not steps):
         _timed(seconds, 'finish_wait', finished.popleft().result)
@@ -168,17 +187,27 @@ def _spec(work: Work, step: Step) -> KernelSpec:
     base_dtype=stack.dtypes[0],
     expert_dtype=common_dtype(stack.dtypes[1:]),
     out_dtype=stack.out_dtype,
+    mesh_shape=work.mesh_shape,
   )
+
+
+def _places(work: Work, number: int, step: Step) -> Places:
+  """Where this process takes part in a step: nowhere, if it has none of its devices."""
+  stack = step.stack
+  if _computes(step):
+    spec = _spec(work, step)
+    return places(
+      stack_sharding(spec.mesh(work.devices)), spec.padded_shape(work.devices)
+    )
+  if number % jax.process_count() != jax.process_index():
+    return []
+  return [(None, range(stack.layers), range(stack.rows))]
 
 
 def _fetch(
   work: Work, staging: Staging, pool: ThreadPoolExecutor, step: Step
 ) -> Staged:
-  stack = step.stack
-  shape = stack.layers, stack.rows, stack.n_cols
-  if _computes(step):
-    shape = _spec(work, step).padded_shape(work.devices)
-  target = staged(staging, shape, stack)
+  target = staged(staging, work.places[id(step)], step.stack)
   fill(step, target, work.group, work.readers, pool)
   return target
 
@@ -194,12 +223,29 @@ def _weights(work: Work, step: Step) -> np.ndarray:
 def _dispatch(
   work: Work, kernel: Kernel, spec: KernelSpec, step: Step, inputs: Staged
 ) -> Merged:
-  start_PxC = random_start(work.seed, spec.start_shape)
+  def whole(value: np.ndarray) -> jax.Array:
+    return jax.make_array_from_callback(value.shape, kernel.whole, value.__getitem__)
+
+  def cut(
+    parts: Sequence[np.ndarray], shape: Sequence[int], sharding: Any
+  ) -> jax.Array:
+    """One array of parts that lie on the devices of the shards."""
+    on_devices = [
+      jax.device_put(as_bits(part), shard.device)
+      for part, shard in zip(parts, inputs.shards, strict=True)
+    ]
+    return jax.make_array_from_single_device_arrays(tuple(shape), sharding, on_devices)
+
+  layers, rows, cols = kernel.shape
   return kernel.run(
-    jax.device_put(as_bits(inputs.base), kernel.base),
-    jax.device_put(as_bits(inputs.experts), kernel.experts),
-    jax.device_put(_weights(work, step), kernel.whole),
-    jax.device_put(start_PxC, kernel.whole),
+    cut([s.base for s in inputs.shards], kernel.shape, kernel.base),
+    cut(
+      [s.experts for s in inputs.shards],
+      (layers, spec.n_experts, rows, cols),
+      kernel.experts,
+    ),
+    whole(_weights(work, step)),
+    whole(random_start(work.seed, spec.start_shape)),
     None,
   )
 
@@ -207,6 +253,7 @@ def _dispatch(
 def _finish(
   work: Work,
   staging: Staging,
+  pool: ThreadPoolExecutor,
   records: Records,
   spec: KernelSpec,
   step: Step,
@@ -216,24 +263,42 @@ def _finish(
   """Waits for a step, mends what the solver flagged, checks, writes, records."""
   numbers = None
   if result is None:
-    out_LxRxC = _copied(step, inputs.base)
+    out_LxRxC = _copied(step, inputs.shards[0].base)[: len(step.names)]
     if step.stack.is_float:
-      check_copied(work.group, step, inputs.base, out_LxRxC)
-    _write(work, step, out_LxRxC)
+      check_copied(work.group, step, inputs, out_LxRxC)
+    n_rows = step.row_stop - step.row_start
+    _write(
+      work,
+      step,
+      [Piece(i, range(n_rows), x[:n_rows]) for i, x in enumerate(out_LxRxC)],
+    )
     staging.give_back(inputs.buffer)
   else:
-    jax.block_until_ready(result)
-    merged = on_host(spec, result)
-    merged, exact = replace_flagged(
-      spec, merged, inputs, len(step.names), _weights(work, step), work.devices[:1]
+    read_layer = functools.partial(_read_layer, work, pool, step)
+    fetched, exact_LxN = replace_flagged(
+      spec,
+      step,
+      fetch(step, result),
+      read_layer,
+      _weights(work, step),
+      jax.local_devices()[0],
     )
-    check_merged(work.group, step, merged, inputs)
+    check_merged(work.group, step, fetched, inputs)
     branches = method_of(spec.params).branches
-    numbers = records.add(step, merged, branches, exact, inputs)
+    numbers = records.add(step, fetched, branches, exact_LxN, inputs)
     staging.give_back(inputs.buffer)  # the next read may begin while this is written
-    _write(work, step, merged.out_LxRxC)
+    _write(work, step, fetched.pieces)
   work.sink.finish(step, numbers)
   work.progress(step.label, step.nbytes)
+
+
+def _read_layer(work: Work, pool: ThreadPoolExecutor, step: Step, layer: int) -> Shard:
+  """All rows of one layer of a step, in memory of its own."""
+  one = dataclasses.replace(step, names=step.names[layer : layer + 1])
+  where = [(None, range(1), range(step.stack.rows))]
+  target = staged(Staging(1), where, step.stack)
+  fill(one, target, work.group, work.readers, pool)
+  return target.shards[0]
 
 
 def _copied(step: Step, base_LxRxC: np.ndarray) -> np.ndarray:
@@ -244,11 +309,11 @@ def _copied(step: Step, base_LxRxC: np.ndarray) -> np.ndarray:
     return to_float32(base_LxRxC).astype(DTYPES[wanted])
 
 
-def _write(work: Work, step: Step, out_LxRxC: np.ndarray) -> None:
-  n_rows = step.row_stop - step.row_start
-  for layer, name in enumerate(step.names):
-    out_RxC = out_LxRxC[layer, :n_rows]
+def _write(work: Work, step: Step, pieces: Sequence[Piece]) -> None:
+  for layer, rows, out_RxC in pieces:
+    name, at = step.names[layer], step.row_start
     if step.stack.out_dtype == 'F64':
       out_RxC = out_RxC.astype(np.float64)
-    begin, _ = block_bytes(work.plan.layout.where[name], step.row_start, step.row_stop)
+    ref = work.plan.layout.where[name]
+    begin, _ = block_bytes(ref, at + rows.start, at + rows.stop)
     work.sink.write(name, begin, out_RxC)

@@ -53,6 +53,8 @@ class FolderWriter:
   Args:
     lock_fd: what `claim` returned, if the caller has claimed the output to continue
       weight files of an earlier run; they are kept if the output cannot be prepared.
+    joins: another process has prepared the output and will commit it; this one only
+      writes its bytes.
 
   Raises:
     InputError: another run writes this output, it is in the way, or the disk refuses.
@@ -64,6 +66,7 @@ class FolderWriter:
     layout: OutputLayout,
     overwrite: bool = False,
     lock_fd: int | None = None,
+    joins: bool = False,
   ):
     self.output = resolved(output)
     self._layout = layout
@@ -73,6 +76,11 @@ class FolderWriter:
     self._spans: dict[str, list[Span]] = {name: [] for name in layout.where}
     self._lock_fd = lock_fd
     with self._explained(f'output {output} cannot be prepared'):
+      if joins:
+        for shard in layout.shards:
+          path = self._new / (shard.name + _PART)
+          self._shard_fds[shard.name] = os.open(path, os.O_RDWR)
+        return
       if self._lock_fd is None:
         self._lock_fd = claim(self.output)
       try:

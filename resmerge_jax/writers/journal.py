@@ -36,6 +36,22 @@ def read_journal(path: pathlib.Path) -> tuple[dict[str, Any] | None, list[Any]]:
   return identity, [e for line in lines[1:] if (e := _decode(line)) is not None]
 
 
+def joined(entries: Iterable[Any]) -> list[Any]:
+  """One entry per step, of those of all processes that took part in it."""
+  steps: dict[int, Any] = {}
+  for entry in entries:
+    whole = steps.setdefault(entry['step'], {**entry, 'written': {}, 'numbers': None})
+    for name, spans in entry['written'].items():
+      whole['written'].setdefault(name, []).extend(spans)
+    if (numbers := entry['numbers']) is not None:
+      all_of_them = whole['numbers'] or {'tensors': {}, 'differ': []}
+      whole['numbers'] = {
+        'tensors': all_of_them['tensors'] | numbers['tensors'],
+        'differ': all_of_them['differ'] + numbers['differ'],
+      }
+  return list(steps.values())
+
+
 def _encode(entry: Any) -> bytes:
   text = json.dumps(entry, separators=(',', ':'))
   return f'{_HEAD % crc_text(zlib.crc32(text.encode()))}{text}}}\n'.encode()

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from resmerge_jax.errors import InputError, StoppedError
 from resmerge_jax.sizes import format_size
 
-_LOCK = 'lock'
+_LOCK, _NEW, _JOURNAL = 'lock', 'new', 'journal-'
 
 
 def partial_path(output: pathlib.Path) -> pathlib.Path:
@@ -29,11 +29,16 @@ def old_path(output: pathlib.Path) -> pathlib.Path:
 
 
 def new_path(output: pathlib.Path) -> pathlib.Path:
-  return partial_path(output) / 'new'
+  return partial_path(output) / _NEW
 
 
 def journal_path(output: pathlib.Path, process: int = 0) -> pathlib.Path:
-  return partial_path(output) / f'journal-{process:05d}.jsonl'
+  return partial_path(output) / f'{_JOURNAL}{process:05d}.jsonl'
+
+
+def journal_paths(output: pathlib.Path) -> list[pathlib.Path]:
+  """Journals of all processes of a run that stopped, that of process 0 first."""
+  return sorted(partial_path(output).glob(f'{_JOURNAL}*.jsonl'))
 
 
 def is_occupied(path: pathlib.Path) -> bool:
@@ -116,8 +121,7 @@ def claim(output: pathlib.Path, keep: bool = False) -> int:
     os.close(fd)  # locked a file that its run had just deleted
   try:
     _put_back(output)
-    if not keep:
-      _clear(output)
+    _clear(output, keep)
   except BaseException:
     os.close(fd)
     raise
@@ -142,12 +146,14 @@ def _put_back(output: pathlib.Path) -> None:
       os.rename(old, output)
 
 
-def _clear(output: pathlib.Path) -> None:
-  """Deletes what dead runs left in the partial folder."""
+def _clear(output: pathlib.Path, keep: bool) -> None:
+  """Deletes what dead runs left in the partial folder, or all but what can be continued."""
   for entry in partial_path(output).iterdir():
+    if entry.name == _LOCK or (keep and entry.name.startswith((_NEW, _JOURNAL))):
+      continue
     if entry.is_dir():
       shutil.rmtree(entry)
-    elif entry.name != _LOCK:
+    else:
       entry.unlink()
 
 

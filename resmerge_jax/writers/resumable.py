@@ -4,7 +4,7 @@ import contextlib
 import os
 import pathlib
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from resmerge_jax.checkpoint.reader import block_bytes
@@ -15,11 +15,12 @@ from resmerge_jax.writers.check import resolved
 from resmerge_jax.writers.disk import Buffer
 from resmerge_jax.writers.folder import FolderWriter, Span
 from resmerge_jax.writers.identity import differences
-from resmerge_jax.writers.journal import Journal, read_journal
+from resmerge_jax.writers.journal import Journal, joined, read_journal
 from resmerge_jax.writers.partial import (
   claim,
   explained,
   journal_path,
+  journal_paths,
   release,
 )
 
@@ -35,6 +36,7 @@ def check_resumable(
   path = journal_path(output)
   with explained(f'the journal of {output} cannot be read', path):
     found, entries = read_journal(path)
+    others = [read_journal(other) for other in journal_paths(output)[1:]]
   if found is None:
     return None
   if problems := differences(identity, found):
@@ -46,7 +48,9 @@ def check_resumable(
       fix='repeat the command that stopped, with --resume and the same inputs, or leave '
       f'--resume out: {path.parent} is then removed and the merge starts from nothing',
     )
-  return entries
+  return joined(
+    [*entries, *(e for same, each in others if same == found for e in each)]
+  )
 
 
 class ResumableWriter:
@@ -60,6 +64,8 @@ class ResumableWriter:
     identity: what the run is (writers/identity.py), as JSON knows it.
     resume: continue a run that stopped, if there is one. Else what it left is deleted.
     progress: called with a label and bytes read back while they are verified.
+    process: which of several processes this is. Number 0 prepares the output before the
+      others come, and commits what all have written.
 
   Raises:
     InputError: as `FolderWriter` and `check_resumable`.
@@ -75,6 +81,7 @@ class ResumableWriter:
     overwrite: bool,
     resume: bool,
     progress: Callable[[str, int], None],
+    process: int = 0,
   ):
     self.finished: dict[int, Any] = {}  # step number -> its numbers for the records
     self.notes: list[str] = []
@@ -82,13 +89,22 @@ class ResumableWriter:
     self._numbers = {id(step): i for i, step in enumerate(steps)}
     self._committed = False
     self.output = resolved(output)
-    lock_fd, saved = self._claim_saved(identity) if resume else (None, None)
-    self._folder = FolderWriter(output, layout, overwrite, lock_fd)
+    self._identity, self._process = identity, process
+    lock_fd, saved = None, None
+    if resume and process == 0:
+      lock_fd, saved = self._claim_saved(identity)
+    self._folder = FolderWriter(output, layout, overwrite, lock_fd, joins=process > 0)
     try:
       kept = [] if saved is None else self._verified(saved, progress)
       with self._explained():
+        if process == 0:
+          for path in journal_paths(self.output)[1:]:
+            path.unlink()  # what counts of them is in ours now
+        else:
+          _, entries = read_journal(journal_path(self.output))
+          self.finished = {entry['step']: entry['numbers'] for entry in entries}
         self._journal = Journal(
-          journal_path(self.output), identity, kept, self._folder.sync
+          journal_path(self.output, process), identity, kept, self._folder.sync
         )
     except BaseException:
       self._folder.abort(keep=bool(saved))
@@ -109,7 +125,7 @@ class ResumableWriter:
       with contextlib.suppress(InputError, OSError):  # its steps are lost, no others
         self._journal.close()
     finally:
-      keep = self._journal.count > 0 and not _is_bad_input(error)
+      keep = self._journal.count > 0 and not is_bad_input(error)
       self._folder.abort(keep)
     if keep and error is not None:
       error.add_note(
@@ -142,13 +158,34 @@ class ResumableWriter:
     """CRC-32 of a tensor that is completely written."""
     return self._folder.crc_of(name)
 
-  def commit(self, files: Mapping[str, bytes | pathlib.Path]) -> list[str]:
-    """As `FolderWriter.commit`; a kill on the way costs no step."""
+  def close_journal(self) -> None:
+    """Returns when all steps of this process are durable."""
     with self._explained():
       self._journal.close()
+
+  def gather(self, n_processes: int) -> Iterator[tuple[Step, Any]]:
+    """Counts what the other processes wrote as written; yields their steps' numbers."""
+    for process in range(1, n_processes):
+      with self._explained():
+        _, entries = read_journal(journal_path(self.output, process))
+      for entry in entries:
+        for name, spans in entry['written'].items():
+          for span in spans:
+            self._folder.adopt(name, Span(*span))
+        yield self._steps[entry['step']], entry['numbers']
+
+  def commit(self, files: Mapping[str, bytes | pathlib.Path]) -> list[str]:
+    """As `FolderWriter.commit`; a kill on the way costs no step."""
+    self.close_journal()
     notes = self._folder.commit(files)
     self._committed = True
     return notes
+
+  def leave(self) -> None:
+    """Ends a process that another one commits for."""
+    self.close_journal()
+    self._folder.abort(keep=True)
+    self._committed = True
 
   def _claim_saved(
     self, identity: dict[str, Any]
@@ -215,7 +252,7 @@ class ResumableWriter:
     return kept
 
 
-def _is_bad_input(error: BaseException | None) -> bool:
+def is_bad_input(error: BaseException | None) -> bool:
   """Whether the same command would fail again, so that nothing is worth keeping."""
   if error is None:
     return True  # left without a commit

@@ -1,0 +1,91 @@
+"""A step's result on the host: the layers and rows that this process holds of it."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.pipeline.kernels import Merged, Sums, staged_dtype
+from resmerge_jax.plan.stacks import Step
+
+
+class Piece(NamedTuple):
+  """Merged rows of one layer; neither counts padding."""
+
+  layer: int
+  rows: range
+  out_RxC: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Fetched:
+  """Numbers of the layers `layers` (places in the step), and the rows held of each.
+
+  `owned`: layers that no other process reports. Where rows of a layer lie on devices
+  of several processes, each holds its own pieces and all of them the same numbers.
+  """
+
+  layers: tuple[int, ...]
+  owned: tuple[bool, ...]
+  sums: Sums
+  stats: dict[str, np.ndarray]
+  head: Head | None
+  pieces: tuple[Piece, ...]
+
+  def writable(self) -> 'Fetched':
+    """With own copies of the numbers."""
+    copies = jax.tree.map(np.array, (self.sums, self.stats, self.head))
+    return dataclasses.replace(
+      self, **dict(zip(('sums', 'stats', 'head'), copies, strict=True))
+    )
+
+
+def fetch(step: Step, merged: Merged) -> Fetched:
+  """Waits for a step and takes what lies on this process' devices, without copies."""
+  jax.block_until_ready(merged)
+  n_layers, n_rows = len(step.names), step.row_stop - step.row_start
+  # Padding, if there is any, is at the end of the last shard.
+  held = [
+    (layer, shard.replica_id == 0)
+    for start, shard in _by_layer(merged.sums.update_sq_L).items()
+    for layer in range(start, min(start + shard.data.shape[0], n_layers))
+  ]
+  sums, stats, head = jax.tree.map(
+    lambda x: _held(x)[: len(held)], (merged.sums, merged.stats, merged.head)
+  )
+  pieces = []
+  for shard in merged.out_LxRxC.addressable_shards:
+    shape = merged.out_LxRxC.shape
+    layers, rows = range(shape[0])[shard.index[0]], range(shape[1])[shard.index[1]]
+    rows = range(rows.start, min(rows.stop, n_rows))
+    data = np.asarray(shard.data).view(staged_dtype(step.stack.out_dtype))
+    pieces += [
+      Piece(layer, rows, data[at, : len(rows)])
+      for at, layer in enumerate(layers)
+      if layer < n_layers and rows
+    ]
+  return Fetched(
+    layers=tuple(layer for layer, _ in held),
+    owned=tuple(owned for _, owned in held),
+    sums=sums,
+    stats=stats,
+    head=head,
+    pieces=tuple(pieces),
+  )
+
+
+def _by_layer(x: jax.Array) -> dict[int, Any]:
+  """One addressable shard for each range of layers, by its start, ascending.
+
+  Of several copies the first replica, so that its holder is known as the owner.
+  """
+  last_first = sorted(x.addressable_shards, key=lambda shard: -shard.replica_id)
+  shards = {shard.index[0].start or 0: shard for shard in last_first}
+  return dict(sorted(shards.items()))
+
+
+def _held(x: jax.Array) -> np.ndarray:
+  parts = [np.asarray(shard.data) for shard in _by_layer(x).values()]
+  return parts[0] if len(parts) == 1 else np.concatenate(parts)
