@@ -1,0 +1,118 @@
+"""Runs one process and measures it from outside: time, and memory as it goes."""
+
+import dataclasses
+import pathlib
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+from resmerge_jax.errors import InputError
+
+INTERVAL = 0.02  # s between two looks at a process's memory
+_LOOKS_PER_SEARCH = 10  # looks between two searches for child processes
+_SHOWN_LINES = 15  # of what a failed process said
+_PROC = pathlib.Path('/proc')
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+  """One finished process: `seconds` from its start to its end, peaks in bytes.
+
+  The peaks are of the process and its children together, None where the system does
+  not tell. `anonymous` leaves out mapped files. `started` is in s since the epoch.
+  """
+
+  seconds: float
+  started: float
+  resident: int | None
+  anonymous: int | None
+  stdout: str
+
+
+def run(
+  name: str, command: Sequence[str], env: Mapping[str, str], cwd: pathlib.Path
+) -> Measured:
+  """Runs `command` to its end.
+
+  Raises:
+    InputError: it failed; with the last lines that it said.
+  """
+  with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    started, start = time.time(), time.perf_counter()
+    process = subprocess.Popen(
+      command, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+    )
+    watch = MemoryWatch(process.pid)
+    try:
+      status = process.wait()
+      seconds = time.perf_counter() - start
+    except BaseException:
+      process.kill()
+      process.wait()
+      raise
+    finally:
+      watch.stop()
+    out.seek(0)
+    err.seek(0)
+    said = out.read().decode(errors='replace')
+    if status != 0:
+      lines = (said + err.read().decode(errors='replace')).strip().splitlines()
+      raise InputError(
+        f'{name}: the process ended with status {status}', lines[-_SHOWN_LINES:]
+      )
+  return Measured(seconds, started, watch.resident, watch.anonymous, said)
+
+
+class MemoryWatch:
+  """Largest memory of a process and its children, looked at every INTERVAL."""
+
+  def __init__(self, pid: int):
+    self.resident: int | None = None
+    self.anonymous: int | None = None
+    self._pids = [pid]
+    self._stopped = threading.Event()
+    self._thread = threading.Thread(target=self._watch, daemon=True)
+    self._thread.start()
+
+  def stop(self) -> None:
+    self._stopped.set()
+    self._thread.join()
+
+  def _watch(self) -> None:
+    n_looks = 0
+    while not self._stopped.wait(INTERVAL):
+      n_looks += 1
+      if n_looks % _LOOKS_PER_SEARCH == 0:
+        self._pids = family(self._pids[0])
+      found = [memory for pid in self._pids if (memory := memory_of(pid))]
+      if found:
+        resident, anonymous = map(sum, zip(*found, strict=True))
+        self.resident = max(self.resident or 0, resident)
+        self.anonymous = max(self.anonymous or 0, anonymous)
+
+
+def memory_of(pid: int) -> tuple[int, int] | None:
+  """Bytes: the largest resident size so far, and the anonymous part now."""
+  try:
+    lines = (_PROC / str(pid) / 'status').read_text().splitlines()
+  except OSError:  # it has ended, or the system has no /proc
+    return None
+  fields = dict(line.split(':', 1) for line in lines if ':' in line)
+  if 'RssAnon' not in fields or 'VmHWM' not in fields:
+    return None  # ended, not yet waited for
+  resident, anonymous = (int(fields[key].split()[0]) for key in ('VmHWM', 'RssAnon'))
+  return resident * 1024, anonymous * 1024
+
+
+def family(pid: int) -> list[int]:
+  """The process and its descendants."""
+  found = [pid]
+  for parent in found:
+    for children in (_PROC / str(parent) / 'task').glob('*/children'):
+      try:
+        found += map(int, children.read_text().split())
+      except OSError:  # that thread has ended
+        continue
+  return found
