@@ -58,14 +58,16 @@ def benchmark(
   shape: str,
   *,
   layers: int | None = None,
-  n_experts: int = 3,
+  n_experts: int | None = None,
   vocab_rows: int | None = None,
   rivals: Sequence[str] = ('floor', 'mergekit'),
   svd_layers: int = 1,
   repeat: int = 5,
   sweep: str | None = None,
 ) -> Benchmark:
-  """The benchmark that these settings ask for; None takes the model's own number.
+  """The benchmark that these settings ask for.
+
+  None takes the model's own layers and vocabulary, and three experts.
 
   Raises:
     InputError: everything that is wrong with them.
@@ -74,13 +76,19 @@ def benchmark(
     raise InputError(f'shape {shape!r}: expected one of {", ".join(SHAPES)}')
   model = SHAPES[shape]
   swept, problems = _sweep_of(sweep)
-  case = Case(shape, layers or model.layers, n_experts, vocab_rows or model.vocab)
+  case = Case(
+    shape,
+    model.layers if layers is None else layers,
+    3 if n_experts is None else n_experts,
+    model.vocab if vocab_rows is None else vocab_rows,
+  )
   cases = [case]
   if swept is not None:
+    if {'layers': layers, 'n_experts': n_experts}[swept.key] is not None:
+      problems.append(f'{swept.key}: given and swept over; leave one out')
     cases = [_with(case, swept.key, value) for value in swept.values]
-  problems += reduction_problems(model, layers, vocab_rows)
   for each in cases:
-    problems += reduction_problems(model, each.layers, None)
+    problems += reduction_problems(model, each.layers, each.vocab_rows)
     if not 2 <= each.n_experts <= MOST_EXPERTS:
       problems.append(f'n_experts {each.n_experts}: expected 2 to {MOST_EXPERTS}')
   problems += [

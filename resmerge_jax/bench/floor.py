@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 THREADS = 2  # two cores saturate the copies out of the page cache
-CHUNK = 4 << 20  # bytes per call: stays in the cache of a core
+CHUNK = 1 << 20  # bytes per call: stays in the cache of a core
 
 Chunk = tuple[int, int, int]  # file descriptor, offset, bytes
 

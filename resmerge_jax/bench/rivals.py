@@ -68,12 +68,16 @@ def cache_folder(work: pathlib.Path) -> pathlib.Path:
   return work / 'cache'
 
 
-def warm_up(processes: list[Rival]) -> list[tuple[str, ...]]:
-  """Commands that read the libraries of the processes from disk, as floor does inputs."""
+def warm_up(processes: list[Rival], group: Group, work: pathlib.Path) -> list[Rival]:
+  """Processes that bring inputs and libraries into the page cache.
+
+  Writing an output once makes the system find the memory that each output needs.
+  """
   modules = ['resmerge_jax.pipeline.merge']
   if any(rival.name == 'mergekit' for rival in processes):
     modules.append('mergekit.scripts.run_yaml')
-  return [(sys.executable, '-c', f'import {module}') for module in modules]
+  imports = [(sys.executable, '-c', f'import {module}') for module in modules]
+  return [_floor(group, work / 'warm-up'), *(Rival('import', c) for c in imports)]
 
 
 def details(rival: Rival, measured: Measured, ended: float) -> dict[str, float]:

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from resmerge_jax.bench import cases, floor, process
+from resmerge_jax.bench import cases, process
 from resmerge_jax.bench.cases import Benchmark, Case
 from resmerge_jax.bench.groups import Group
 from resmerge_jax.bench.rivals import (
@@ -70,9 +70,8 @@ def measure(
       say(f'{case}: {name} left out: {why}')
     notes = _cold_cache_note(group)
     say(f'{case}: reading the inputs and the libraries once')
-    floor.read_all(group.files)
-    for command in warm_up(processes):
-      process.run('warm-up', command, env, work)
+    for rival in warm_up(processes, group, work):
+      _sample(rival, 0, env, work)
     samples = []
     for number in range(1, request.repeat + 1):
       for rival in processes:

@@ -44,7 +44,9 @@ def _define_flags() -> None:
     'shape', 'qwen2.5-0.5b', f'model whose shapes are used: {", ".join(SHAPES)}'
   )
   flags.DEFINE_integer('layers', None, 'decoder layers (default: all of the model)')
-  flags.DEFINE_integer('n_experts', 3, f'number of experts, 2 to {MOST_EXPERTS}')
+  flags.DEFINE_integer(
+    'n_experts', None, f'number of experts, 2 to {MOST_EXPERTS} (default: 3)'
+  )
   flags.DEFINE_integer('vocab_rows', None, "vocabulary (default: the model's)")
   flags.DEFINE_list(
     'rivals', ['floor', 'mergekit'], f'what ours runs beside: {", ".join(RIVALS)}'
