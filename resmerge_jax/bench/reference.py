@@ -3,7 +3,9 @@
 Run as a process: `python -m resmerge_jax.bench.reference JSON` with the object
 {"base": folder, "experts": [folder, ...], "layers": n, "output": file}. It merges the
 tensors of the first n layers one after the other, in float32 as the paper's script
-does, and shares no arithmetic with the merge that it is compared with.
+does, and shares no arithmetic with the merge that it is compared with. The SVDs of the
+experts run side by side: with one BLAS thread each (OPENBLAS_NUM_THREADS=1, before the
+start) that is faster than one SVD with all threads, several times on a busy machine.
 
 Equation numbers are those of arXiv 2606.02252. D_i is the update of expert i, H_i its
 head of rank one, R_i its residual.
@@ -17,7 +19,8 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -30,7 +33,6 @@ RHO = 0.2
 ATTENTION_SCALE, FFN_SCALE = 1.0, 0.25
 
 Matrix = np.ndarray
-Svd = Callable[[Matrix], tuple[Matrix, Matrix, Matrix]]
 
 
 def dot(x: Matrix, y: Matrix) -> float:
@@ -46,17 +48,14 @@ def cos(x: Matrix, y: Matrix) -> float:
   return dot(x, y) / (norm(x) * norm(y) + EPS)
 
 
-def full_svd(delta: Matrix) -> tuple[Matrix, Matrix, Matrix]:
-  return np.linalg.svd(delta, full_matrices=False)
+def head_of(delta: Matrix) -> Matrix:
+  """The best approximation of rank one, from all singular triplets."""
+  u, sigma, vt = np.linalg.svd(delta, full_matrices=False)
+  return (u[:, :1] * sigma[:1]) @ vt[:1]
 
 
-def resmerge(deltas: Sequence[Matrix], scale: float, svd: Svd = full_svd) -> Matrix:
+def resmerge(deltas: Sequence[Matrix], heads: Sequence[Matrix], scale: float) -> Matrix:
   """The update A + C of Eq. 16 for the updates of one matrix; `scale` of its family."""
-  heads = []
-  for delta in deltas:
-    u, sigma, vt = svd(delta)
-    heads.append((u[:, :1] * sigma[:1]) @ vt[:1])
-    del u, vt  # as large as the update itself
   residuals = [delta - head for delta, head in zip(deltas, heads, strict=True)]  # 6
   backbone = consensus(residuals, scale)
   agreement = mean([max(cos(x, y), 0.0) for x, y in pairs(heads)])  # 14
@@ -115,23 +114,19 @@ def run(
   wanted = [ref for _, ref in folder.refs.values() if _layer_of(ref.name) < layers]
   header, refs = encode_header(wanted, {'format': 'pt'})
   spent = {'svd': 0.0, 'matrices': 0.0}
-
-  def timed(delta: Matrix) -> tuple[Matrix, Matrix, Matrix]:
-    begin = time.perf_counter()
-    result = full_svd(delta)
-    spent['svd'] += time.perf_counter() - begin
-    return result
-
   pathlib.Path(output).parent.mkdir(parents=True, exist_ok=True)
-  with open(output, 'xb') as file:
+  with open(output, 'xb') as file, ThreadPoolExecutor(os.cpu_count()) as pool:
     file.write(header)
     for ref in refs:
       start_value = folder.read(ref.name)
       deltas = [other.read(ref.name) - start_value for other in others]
       if len(ref.shape) == 2:
+        begin = time.perf_counter()
+        heads = list(pool.map(head_of, deltas))
+        spent['svd'] += time.perf_counter() - begin
         spent['matrices'] += 1
         scale = ATTENTION_SCALE if 'self_attn' in ref.name else FFN_SCALE
-        update = resmerge(deltas, scale, timed)
+        update = resmerge(deltas, heads, scale)
       else:
         update = sum(deltas[1:], deltas[0]) / len(deltas)
       file.write((start_value + update).astype(DTYPES[ref.dtype]).tobytes())

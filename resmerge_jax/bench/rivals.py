@@ -22,7 +22,8 @@ class Rival:
   """One process of a round.
 
   It writes the folder `output` (None: writes nothing), which must then hold
-  `n_bytes` of weights or a little more. `once`: in the first round only.
+  `n_bytes` of weights or a little more. `once`: in the first round only. `env` is set
+  beside the environment of all.
   """
 
   name: str
@@ -30,6 +31,7 @@ class Rival:
   output: pathlib.Path | None = None
   n_bytes: int = 0
   once: bool = False
+  env: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def rivals(
@@ -131,7 +133,9 @@ def _full_svd(group: Group, output: pathlib.Path, layers: int) -> Rival:
     'layers': layers,
     'output': str(output / 'model.safetensors'),
   }
-  return Rival('full_svd', _module('reference', job), output, 1, once=True)
+  # The reference does its SVDs side by side.
+  env = {'OPENBLAS_NUM_THREADS': '1', 'OMP_NUM_THREADS': '1'}
+  return Rival('full_svd', _module('reference', job), output, 1, once=True, env=env)
 
 
 def _module(name: str, job: Mapping) -> tuple[str, ...]:

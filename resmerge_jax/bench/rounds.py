@@ -99,7 +99,7 @@ def measure(
 def _sample(
   rival: Rival, number: int, env: Mapping[str, str], work: pathlib.Path
 ) -> Sample:
-  measured = process.run(rival.name, rival.command, env, work)
+  measured = process.run(rival.name, rival.command, {**env, **rival.env}, work)
   told = details(rival, measured, ended=measured.started + measured.seconds)
   if rival.output is not None:
     _check_output(rival)

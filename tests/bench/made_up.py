@@ -10,6 +10,7 @@ GB = 10**9
 TOLD = {
   'startup': 0.5,
   'read_wait': 0.25,
+  'compile_wait': 0.5,
   'until_commit': 2.0,
   'commit': 0.125,
   'bytes_read': 4 * GB,

@@ -20,7 +20,7 @@ def test_the_equations_are_the_papers(family, n_experts):
   ]
   scale = oracle.FAMILY_SCALES['paper'][family]
 
-  got = reference.resmerge(deltas, scale)
+  got = reference.resmerge(deltas, [*map(reference.head_of, deltas)], scale)
 
   want, _ = oracle.resmerge(deltas, family=family)
   assert got.dtype == np.float32
@@ -29,7 +29,8 @@ def test_the_equations_are_the_papers(family, n_experts):
 
 def test_zero_updates_change_nothing():
   zero = np.zeros((6, 4), np.float32)
-  assert not reference.resmerge([zero, zero], 1.0).any()
+  assert not reference.head_of(zero).any()
+  assert not reference.resmerge([zero, zero], [zero, zero], 1.0).any()
 
 
 def test_merges_the_tensors_of_the_first_layers(tmp_path):

@@ -33,7 +33,7 @@ def test_floor_full_svd_and_ours_in_turn(tmp_path, monkeypatch):
     assert f'\n  {name} ' in text
     assert f'tiny: 1 layer, 2 experts: round 1 of 1: {name} ' in done.err
   assert '\n  ours / (floor + import jax) ' in text
-  assert '\n  full SVD, per layer (1 measured) / ours, whole process per layer ' in text
+  assert '\n  full SVD / ours, per layer, whole processes ' in text
 
   (case,) = json.loads((tmp_path / 'raw.json').read_text())['cases']
   samples = {sample['name']: sample for sample in case['samples']}
