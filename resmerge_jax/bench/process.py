@@ -1,6 +1,7 @@
 """Runs one process and measures it from outside: time, and memory as it goes."""
 
 import dataclasses
+import os
 import pathlib
 import subprocess
 import tempfile
@@ -20,14 +21,16 @@ _PROC = pathlib.Path('/proc')
 class Measured:
   """One finished process: `seconds` from its start to its end, peaks in bytes.
 
-  The peaks are of the process and its children together, None where the system does
-  not tell. `anonymous` leaves out mapped files. `started` is in s since the epoch.
+  The peaks are of the process and its children together, `anonymous` without mapped
+  files. `others` is how many cores everything else kept busy meanwhile. All three are
+  None where the system does not tell. `started` is in s since the epoch.
   """
 
   seconds: float
   started: float
   resident: int | None
   anonymous: int | None
+  others: float | None
   stdout: str
 
 
@@ -40,6 +43,7 @@ def run(
     InputError: it failed; with the last lines that it said.
   """
   with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    before = busy_seconds()
     started, start = time.time(), time.perf_counter()
     process = subprocess.Popen(
       command, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=err
@@ -54,6 +58,10 @@ def run(
       raise
     finally:
       watch.stop()
+    after = busy_seconds()
+    others = None
+    if before is not None and after is not None:
+      others = max(after - before, 0.0) / seconds
     out.seek(0)
     err.seek(0)
     said = out.read().decode(errors='replace')
@@ -62,7 +70,22 @@ def run(
       raise InputError(
         f'{name}: the process ended with status {status}', lines[-_SHOWN_LINES:]
       )
-  return Measured(seconds, started, watch.resident, watch.anonymous, said)
+  return Measured(seconds, started, watch.resident, watch.anonymous, others, said)
+
+
+def busy_seconds() -> float | None:
+  """Seconds for which cores have worked for others than this process and its children.
+
+  Children count once they have been waited for.
+  """
+  try:
+    fields = (_PROC / 'stat').read_text().split(maxsplit=9)[1:9]
+  except OSError:
+    return None
+  user, nice, system, _idle, _waiting, *interrupts_and_steal = map(int, fields)
+  busy = user + nice + system + sum(interrupts_and_steal)
+  own = sum(os.times()[:4])
+  return busy / os.sysconf('SC_CLK_TCK') - own
 
 
 class MemoryWatch:

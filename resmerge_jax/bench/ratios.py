@@ -57,6 +57,13 @@ def peak(result: Result, name: str, kind: str) -> int | None:
   return max(known) if known else None
 
 
+def busy_with_others(result: Result) -> float | None:
+  """Cores that something else kept busy, on average; None where it is not known."""
+  known = [(s.others, s.seconds) for s in result.samples if s.others is not None]
+  whole = sum(seconds for _, seconds in known)
+  return sum(o * seconds for o, seconds in known) / whole if whole else None
+
+
 def detail(result: Result, name: str, key: str) -> float | None:
   """Median of a number that the process told; None where it told none."""
   found = [s.details[key] for s in result.samples if s.name == name if key in s.details]

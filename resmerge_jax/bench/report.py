@@ -18,6 +18,7 @@ WHAT = {
   'ours_first': 'ResMerge, empty compilation cache',
   'ours': 'ResMerge, filled compilation cache',
 }
+_DISTURBED = 0.25  # cores; the kernel's own work for the processes is less
 # What the manifest's names mean, and the two phases around what it times.
 PHASES = {
   'startup': 'start of Python, imports, flags',
@@ -59,7 +60,7 @@ def describe(result: Result) -> list[str]:
     *_memory(result),
   ]
   lines += [f'{name}: {why}' for name, why in result.missing.items()]
-  return [*lines, *(f'note: {note}' for note in result.notes)]
+  return [*lines, *(f'note: {note}' for note in (*result.notes, *_disturbed(result)))]
 
 
 def _processes(result: Result) -> list[str]:
@@ -124,6 +125,16 @@ def _memory(result: Result) -> list[str]:
       f'{format_size(predicted)}: off by {100 * (anonymous / predicted - 1):+.0f} %'
     )
   return lines
+
+
+def _disturbed(result: Result) -> list[str]:
+  others = ratios.busy_with_others(result)
+  if others is None or others < _DISTURBED:
+    return []
+  return [
+    f'other processes kept {others:.1f} cores busy meanwhile: times are too long, and '
+    'by different factors; measure again on an idle machine'
+  ]
 
 
 def describe_sweep(

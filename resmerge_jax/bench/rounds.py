@@ -27,13 +27,16 @@ Say = Callable[[str], None]
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-  """One process of one round. Seconds and bytes; `details` as the process told them."""
+  """One process of one round. Seconds and bytes; `details` as the process told them.
+
+  `others`: cores that were busy with anything else meanwhile."""
 
   name: str
   round: int
   seconds: float
   resident: int | None
   anonymous: int | None
+  others: float | None
   details: Mapping[str, float]
 
 
@@ -111,6 +114,7 @@ def _sample(
     measured.seconds,
     measured.resident,
     measured.anonymous,
+    measured.others,
     told,
   )
 

@@ -31,9 +31,12 @@ def sample(
   seconds: float,
   details: Mapping[str, float] | None = None,
   anonymous: int | None = GB,
+  others: float | None = 0.0,
 ) -> Sample:
   told = TOLD if name.startswith('ours') else {}
-  return Sample(name, number, seconds, 2 * GB, anonymous, {**told, **(details or {})})
+  return Sample(
+    name, number, seconds, 2 * GB, anonymous, others, {**told, **(details or {})}
+  )
 
 
 def result(*samples: Sample, **fields: Any) -> Result:

@@ -27,8 +27,27 @@ def test_time_memory_and_output(tmp_path):
 
   assert found.stdout == 'done\n'
   assert 0.6 < found.seconds < 20
+  assert found.others >= 0
   assert 110 * MB < found.anonymous < 160 * MB  # both processes
   assert found.anonymous < found.resident < 250 * MB
+
+
+def test_own_work_is_not_that_of_others(tmp_path, monkeypatch):
+  work = 'import time; end = time.process_time() + 0.5\nwhile time.process_time() < end: pass'
+  total = iter([100, 160])  # in hundredths of a second, all cores
+  stat = tmp_path / 'stat'
+
+  def busy():
+    stat.write_text(f'cpu  {next(total)} 0 0 5 5 0 0 0 0 0\n')
+    return real()
+
+  real = process.busy_seconds
+  monkeypatch.setattr(process, '_PROC', tmp_path)
+  monkeypatch.setattr(process, 'busy_seconds', busy)
+  monkeypatch.setattr(os, 'sysconf', {'SC_CLK_TCK': 100}.__getitem__)
+  found = run(tmp_path, work)
+  assert 0 <= found.others * found.seconds < 0.1
+  assert (found.resident, found.anonymous) == (None, None)  # no /proc/PID there
 
 
 def test_a_failure_shows_the_last_lines(tmp_path):

@@ -97,6 +97,20 @@ def test_report():
   )
 
 
+def test_a_busy_machine_is_told():
+  samples = [
+    sample('ours_first', 1, 3.0, others=1.0),
+    sample('ours', 1, 1.0, others=0.2),
+  ]
+  assert ratios.busy_with_others(result(*samples)) == pytest.approx(0.8)
+  assert report.describe(result(*samples))[-1].startswith(
+    'note: other processes kept 0.8 cores busy meanwhile'
+  )
+  unknown = [sample(name, 1, 1.0, others=None) for name in ('ours_first', 'ours')]
+  assert ratios.busy_with_others(result(*unknown)) is None
+  assert 'busy' not in report.describe(result(*unknown))[-1]
+
+
 def test_report_says_what_is_missing_and_unknown():
   lonely = result(
     sample('ours_first', 1, 2.0, anonymous=None),
