@@ -32,6 +32,7 @@ def run_benchmark(
   """
   for folder in (work_dir, output, *([json_file.parent] if json_file else [])):
     _make_folder(folder)
+  work_dir = work_dir.resolve()  # the processes have another working folder
   groups = prepare(request.cases, work_dir / 'groups', say)
   found = machine.facts()
   yield machine.describe(found)

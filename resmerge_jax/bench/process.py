@@ -19,14 +19,15 @@ _PROC = pathlib.Path('/proc')
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-  """One finished process: `seconds` from its start to its end, peaks in bytes.
+  """One finished process: `seconds` from its start to its end, `cpu` of its cores.
 
-  The peaks are of the process and its children together, `anonymous` without mapped
-  files. `others` is how many cores everything else kept busy meanwhile. All three are
-  None where the system does not tell. `started` is in s since the epoch.
+  The peaks, in bytes, are of the process and its children together, `anonymous` without
+  mapped files. `others` is how many cores everything else kept busy meanwhile. These
+  are None where the system does not tell. `started` is in s since the epoch.
   """
 
   seconds: float
+  cpu: float
   started: float
   resident: int | None
   anonymous: int | None
@@ -43,7 +44,7 @@ def run(
     InputError: it failed; with the last lines that it said.
   """
   with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-    before = busy_seconds()
+    before, cpu = busy_seconds(), _children_seconds()
     started, start = time.time(), time.perf_counter()
     process = subprocess.Popen(
       command, env=env, cwd=cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=err
@@ -58,7 +59,7 @@ def run(
       raise
     finally:
       watch.stop()
-    after = busy_seconds()
+    after, cpu = busy_seconds(), _children_seconds() - cpu
     others = None
     if before is not None and after is not None:
       others = max(after - before, 0.0) / seconds
@@ -70,7 +71,12 @@ def run(
       raise InputError(
         f'{name}: the process ended with status {status}', lines[-_SHOWN_LINES:]
       )
-  return Measured(seconds, started, watch.resident, watch.anonymous, others, said)
+  return Measured(seconds, cpu, started, watch.resident, watch.anonymous, others, said)
+
+
+def _children_seconds() -> float:
+  times = os.times()
+  return times.children_user + times.children_system
 
 
 def busy_seconds() -> float | None:

@@ -50,6 +50,10 @@ def seconds(result: Result, name: str) -> Spread:
   return spread(s.seconds for s in result.samples if s.name == name)
 
 
+def cpu(result: Result, name: str) -> Spread:
+  return spread(s.cpu for s in result.samples if s.name == name)
+
+
 def peak(result: Result, name: str, kind: str) -> int | None:
   """Largest memory of all rounds, bytes; `kind` is 'anonymous' or 'resident'."""
   found = [getattr(s, kind) for s in result.samples if s.name == name]

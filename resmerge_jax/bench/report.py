@@ -65,7 +65,7 @@ def describe(result: Result) -> list[str]:
 
 def _processes(result: Result) -> list[str]:
   rows: list[tuple[str, ...]] = [
-    ('process', 'seconds', 'of ours', 'anonymous', 'resident', '')
+    ('process', 'seconds', 'of ours', 'cpu s', 'anonymous', 'resident', '')
   ]
   for name in ratios.names(result):
     what = WHAT[name]
@@ -76,6 +76,7 @@ def _processes(result: Result) -> list[str]:
         name,
         _spread(ratios.seconds(result, name)),
         f'{ratios.to_ours(result, name).median:.2f}x',
+        _seconds(ratios.cpu(result, name).median),
         _size(ratios.peak(result, name, 'anonymous')),
         _size(ratios.peak(result, name, 'resident')),
         what,

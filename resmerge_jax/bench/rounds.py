@@ -29,11 +29,12 @@ Say = Callable[[str], None]
 class Sample:
   """One process of one round. Seconds and bytes; `details` as the process told them.
 
-  `others`: cores that were busy with anything else meanwhile."""
+  `cpu`: seconds of all its cores; `others`: cores that were busy with anything else meanwhile."""
 
   name: str
   round: int
   seconds: float
+  cpu: float
   resident: int | None
   anonymous: int | None
   others: float | None
@@ -64,7 +65,6 @@ def measure(
   Raises:
     InputError: a process failed or wrote too little.
   """
-  root = root.resolve()  # the processes have another working folder
   with tempfile.TemporaryDirectory(prefix='run-', dir=root) as folder:
     work = pathlib.Path(folder)
     env = environment(work)
@@ -112,6 +112,7 @@ def _sample(
     rival.name,
     number,
     measured.seconds,
+    measured.cpu,
     measured.resident,
     measured.anonymous,
     measured.others,

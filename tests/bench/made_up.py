@@ -35,7 +35,14 @@ def sample(
 ) -> Sample:
   told = TOLD if name.startswith('ours') else {}
   return Sample(
-    name, number, seconds, 2 * GB, anonymous, others, {**told, **(details or {})}
+    name,
+    number,
+    seconds,
+    2 * seconds,
+    2 * GB,
+    anonymous,
+    others,
+    {**told, **(details or {})},
   )
 
 

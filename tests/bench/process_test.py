@@ -46,6 +46,7 @@ def test_own_work_is_not_that_of_others(tmp_path, monkeypatch):
   monkeypatch.setattr(process, 'busy_seconds', busy)
   monkeypatch.setattr(os, 'sysconf', {'SC_CLK_TCK': 100}.__getitem__)
   found = run(tmp_path, work)
+  assert 0.5 <= found.cpu < 1
   assert 0 <= found.others * found.seconds < 0.1
   assert (found.resident, found.anonymous) == (None, None)  # no /proc/PID there
 

@@ -74,7 +74,7 @@ def test_report():
   assert '3 rounds in turn' in text
   rows = {line.split()[0]: line.split() for line in text.splitlines() if line.strip()}
   assert rows['mergekit'][1:] == [
-    '8.00', '(6.00', '-', '20.00)', '2.22x', '4.66', 'GiB', '1.86', 'GiB',
+    '8.00', '(6.00', '-', '20.00)', '2.22x', '16.00', '4.66', 'GiB', '1.86', 'GiB',
     'plain', 'task', 'arithmetic',
   ]  # fmt: skip
   assert 'by numpy.linalg.svd, 1 of 4 layers' in text

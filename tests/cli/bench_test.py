@@ -16,6 +16,7 @@ def test_floor_full_svd_and_ours_in_turn(tmp_path, monkeypatch):
     shutil.copytree(rival.output, tmp_path / rival.name, dirs_exist_ok=True)
 
   monkeypatch.setattr(rounds, '_check_output', keep)
+  monkeypatch.chdir(tmp_path)
   done = commands.run(
     bench,
     '--shape=tiny',
@@ -23,7 +24,7 @@ def test_floor_full_svd_and_ours_in_turn(tmp_path, monkeypatch):
     '--n_experts=2',
     '--rivals=floor,full_svd',
     '--repeat=1',
-    f'--work_dir={tmp_path}/work',
+    '--work_dir=work',
     f'--json={tmp_path}/raw.json',
   )
 
