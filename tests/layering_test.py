@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'resmerge_jax'
 GROUND = {'types', 'errors', 'sizes', 'host_float', 'version'}
-NUMERIC = GROUND | {'linalg', 'sharding', 'methods'}
+NUMERIC = GROUND | {'linalg', 'sharding', 'methods', 'processes'}
 FILES = GROUND | {'checkpoint', 'plan'}
 # Which parts of the package a part may import, beside itself.
 ALLOWED = {
@@ -21,18 +21,21 @@ ALLOWED = {
   'host_float': {'types'},
   'linalg': GROUND,
   'sharding': GROUND,
+  'processes': GROUND,
   'methods': GROUND | {'linalg'},
   'checkpoint': GROUND,
   'plan': GROUND | {'checkpoint'},
   'writers': FILES,
   'config': NUMERIC | FILES,
   'synthetic': GROUND | {'checkpoint'},
+  'bench': {'checkpoint', 'synthetic', 'sizes', 'errors', 'types', 'version', '__init__'},
   'pipeline': NUMERIC | FILES | {'config', 'writers'},
   'cli': NUMERIC | FILES
-  | {'config', 'writers', 'pipeline', 'synthetic', '__init__'},
+  | {'config', 'writers', 'pipeline', 'synthetic', 'bench', '__init__'},
 }  # fmt: skip
 NEVER = {'torch', 'transformers', 'mergekit', 'matplotlib'}
-NO_JAX = {'checkpoint', 'plan', 'writers', 'synthetic', *GROUND}
+NO_JAX = {'checkpoint', 'plan', 'writers', 'synthetic', 'bench', *GROUND}
+PLOTS = PACKAGE / 'bench/plot.py'  # may import matplotlib, where it draws
 MODULES = sorted(PACKAGE.rglob('*.py'))
 
 
@@ -63,7 +66,7 @@ def test_imports_go_downward(module):
   used = {(*names, '__init__')[1] for names in words if names[0] == 'resmerge_jax'}
   assert used - {part} <= ALLOWED[part]
   tops = {names[0] for names in words}
-  assert not tops & NEVER
+  assert not tops & (NEVER - {'matplotlib'} if module == PLOTS else NEVER)
   if part in NO_JAX:
     assert not tops & {'jax', 'jaxlib', 'flax', 'orbax'}
 
@@ -72,8 +75,9 @@ def test_every_part_has_a_place():
   assert {part_of(module) for module in MODULES} - {'__init__'} == set(ALLOWED)
 
 
-def test_synthetic_knows_of_checkpoints_only_their_format():
-  for module in (PACKAGE / 'synthetic').glob('*.py'):
+@pytest.mark.parametrize('part', ['synthetic', 'bench'])
+def test_of_checkpoints_only_their_format_is_known(part):
+  for module in (PACKAGE / part).glob('*.py'):
     from_checkpoint = {n for n in imports(module) if '.checkpoint.' in n}
     assert all(n.startswith('resmerge_jax.checkpoint.format.') for n in from_checkpoint)
 
@@ -87,6 +91,7 @@ def test_synthetic_knows_of_checkpoints_only_their_format():
       'resmerge_jax.cli.compare',
       'resmerge_jax.cli.make_group',
       'resmerge_jax.cli.verify',
+      'resmerge_jax.cli.bench',
     ],
     ['resmerge_jax.checkpoint.group', 'resmerge_jax.plan.report'],
   ],
@@ -99,9 +104,10 @@ def test_what_needs_no_jax_does_not_load_it(modules):
   assert done.stdout == 'False\n'
 
 
-def test_the_merge_loads_no_client_library():
+def test_commands_load_no_client_library():
   script = (
     'import sys, resmerge_jax.cli.merge, resmerge_jax.pipeline.merge\n'
+    'import resmerge_jax.cli.bench\n'
     f'print(sys.modules.keys() & {sorted(NEVER)!r})'
   )
   done = subprocess.run(

@@ -12,6 +12,9 @@ Examples:
     python -m tools.make_group --shape=qwen2.5-0.5b --experts=3 --output=out/0.5b
   Eight layers of Llama 3 8B's shapes:
     python -m tools.make_group --shape=llama-3-8b --layers=8 --output=out/llama
+  One layer of Qwen2.5 7B's without its large embeddings:
+    python -m tools.make_group --shape=qwen2.5-7b --layers=1 --vocab_rows=1024
+      --output=out/7b_layer
 """
 
 from absl import flags
@@ -25,6 +28,7 @@ def _define_flags() -> None:
   flags.DEFINE_integer('experts', 3, 'number of experts')
   flags.DEFINE_string('output', None, 'folder to make (new or empty)', required=True)
   flags.DEFINE_integer('layers', None, 'decoder layers (default: all of the model)')
+  flags.DEFINE_integer('vocab_rows', None, "vocabulary (default: the model's)")
   flags.DEFINE_integer('seed', 0, 'of all weights')
   flags.DEFINE_bool(
     'tied', None, "share lm_head with the embeddings (default: as the model's)"
@@ -41,6 +45,7 @@ def main(argv: list[str]) -> None:
     n_experts=flag.experts,
     tied=flag.tied,
     layers=flag.layers,
+    vocab_rows=flag.vocab_rows,
     seed=flag.seed,
   )
   print('\n'.join(['base    ' + str(base), *(f'expert  {path}' for path in experts)]))

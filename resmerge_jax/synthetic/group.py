@@ -31,17 +31,18 @@ def make_group(
   seed: int = 0,
   dtype: str = 'bfloat16',
   max_shard_size: str | int | None = None,
+  vocab_rows: int | None = None,
 ) -> tuple[Path, list[Path]]:
   """Writes `directory`/base and one folder per expert; returns their paths.
 
-  `shape` is a key of SHAPES or a ModelShape; `tied` and `layers` replace its own.
-  `max_shard_size` is in bytes or text such as '5GB'. Equal arguments give equal bytes.
+  `shape` is a key of SHAPES or a ModelShape; `tied`, `layers` and `vocab_rows` replace
+  its own. `max_shard_size` is in bytes or text such as '5GB'. Equal arguments give equal bytes.
 
   Raises:
     InputError: an argument out of range, a non-empty directory, too little disk space.
   """
   root = Path(directory)
-  model = _checked_shape(root, shape, n_experts, tied, layers, seed, dtype)
+  model = _checked_shape(root, shape, n_experts, tied, layers, vocab_rows, seed, dtype)
   limit = parse_size(model.max_shard_size if max_shard_size is None else max_shard_size)
   shards = _split_into_shards(model, _CODES[dtype], limit)
   ids = [_EXPERT_NAMES[i] if i < len(_EXPERT_NAMES) else i for i in range(n_experts)]
@@ -65,6 +66,7 @@ def _checked_shape(
   n_experts: int,
   tied: bool | None,
   layers: int | None,
+  vocab_rows: int | None,
   seed: int,
   dtype: str,
 ) -> ModelShape:
@@ -72,8 +74,8 @@ def _checked_shape(
   problems = []
   if model is None:
     problems.append(f'shape {shape!r}: expected one of {", ".join(SHAPES)}')
-  elif layers is not None and not 1 <= layers <= model.layers:
-    problems.append(f'layers {layers}: expected 1 to {model.layers}')
+  else:
+    problems += reduction_problems(model, layers, vocab_rows)
   if n_experts < 1:
     problems.append(f'{n_experts} experts: expected at least 1')
   if seed < 0:
@@ -90,7 +92,23 @@ def _checked_shape(
     model,
     tied=model.tied if tied is None else tied,
     layers=layers or model.layers,
+    vocab=vocab_rows or model.vocab,
   )
+
+
+def reduction_problems(
+  model: ModelShape, layers: int | None, vocab_rows: int | None
+) -> list[str]:
+  """Why `model` cannot be reduced to so many layers and rows of its vocabulary."""
+  problems = []
+  if layers is not None and not 1 <= layers <= model.layers:
+    problems.append(f'layers {layers}: expected 1 to {model.layers}')
+  # The shared tokenizer's ids need some.
+  if vocab_rows is not None and not tokenizer.ROWS <= vocab_rows <= model.vocab:
+    problems.append(
+      f'vocab_rows {vocab_rows}: expected {tokenizer.ROWS} to {model.vocab}'
+    )
+  return problems
 
 
 def _require_space(root: Path, n_bytes: int) -> None:

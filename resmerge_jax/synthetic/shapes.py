@@ -1,6 +1,7 @@
 """Names, shapes and configuration of the model families that a group can imitate."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -67,6 +68,10 @@ class ModelShape:
     else:
       config |= {'use_sliding_window': False, 'max_window_layers': self.layers}
     return dict(sorted(config.items()))
+
+  @property
+  def n_parameters(self) -> int:
+    return sum(math.prod(shape) for _, shape in self.tensors())
 
   def tensors(self) -> Iterator[tuple[str, tuple[int, ...]]]:
     """(name, shape) of every tensor, in the order of the forward pass."""

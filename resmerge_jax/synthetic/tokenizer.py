@@ -14,6 +14,7 @@ _WORDS = (
   ' sum', ' answer', 'ing', 'tion', 'ent', 'er', 'ly', 'ed', 'es', 'user', 'system',
   'assistant', '  ', '\n\n', '==', '10', '()',
 )  # fmt: skip
+ROWS = 512  # of the smallest vocabulary whose embedding has a row for every id
 _SPECIALS = ('<|endoftext|>', '<|im_start|>', '<|im_end|>')
 
 CHAT_TEMPLATE = (
