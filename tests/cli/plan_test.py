@@ -110,7 +110,7 @@ def test_says_what_would_be_resumed(group, tmp_path):
     prepare(groups.config_of(group, output, memory_budget='1GiB')).facts
   )
   partial_path(output).mkdir()
-  Journal(journal_path(output), identity, (), list).close()
+  Journal(journal_path(output), identity, [{'step': 0}], list).close()
   done = commands.run(plan, *flags_of(group, output), '--resume')
   assert_refused(done, 'config memory_budget: got nothing, expected 1073741824')
   done = commands.run(
