@@ -82,7 +82,8 @@ class FolderWriter:
         self._hide()
         for shard in layout.shards:
           self._create(shard)
-        sync_folder(self._new)
+        for folder in (self._new, self._new.parent, self.output.parent):
+          sync_folder(folder)
       except BaseException:
         self.abort(keep=lock_fd is not None)
         raise
