@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Self
 
+from resmerge_jax.errors import InputError, StoppedError
 from resmerge_jax.plan.layout import INDEX_NAME, OutputLayout, ShardFile
 from resmerge_jax.writers.check import check_free, check_output, resolved
 from resmerge_jax.writers.disk import (
@@ -89,7 +90,8 @@ class FolderWriter:
         self._hide()
         for shard in layout.shards:
           self._create(shard)
-        sync_folder(self._new)
+        for folder in (self._new, self._new.parent, self.output.parent):
+          sync_folder(folder)
       except BaseException:
         self.abort(keep=lock_fd is not None)
         raise
@@ -245,7 +247,10 @@ class FolderWriter:
 
   def _swap(self) -> list[str]:
     """Puts the new folder in place and deletes the output it replaces."""
-    check_free(self.output, self._overwrite)
+    try:
+      check_free(self.output, self._overwrite)
+    except InputError as error:  # filled since the start: no fault of what was merged
+      raise StoppedError(str(error)) from error
     replaced, old = is_occupied(self.output), old_path(self.output)
     if replaced:
       os.rename(self.output, old)

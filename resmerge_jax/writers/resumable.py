@@ -28,7 +28,7 @@ from resmerge_jax.writers.partial import (
 def check_resumable(
   output: pathlib.Path, identity: Mapping[str, Any]
 ) -> list[Any] | None:
-  """Entries of the journal of a run into `output` that stopped; None if there is none.
+  """Finished steps in the journal of a run into `output`; None if there are none.
 
   Raises:
     InputError: the run that stopped was another one; names every difference.
@@ -37,7 +37,7 @@ def check_resumable(
   with explained(f'the journal of {output} cannot be read', path):
     found, entries = read_journal(path)
     others = [read_journal(other) for other in journal_paths(output)[1:]]
-  if found is None:
+  if found is None or not (entries or any(each for _, each in others)):
     return None
   if problems := differences(identity, found):
     raise InputError(

@@ -266,9 +266,11 @@ def test_help_teaches_by_examples():
   done = commands.run(merge, '--help')
   assert (done.status, done.err) == (0, '')
   assert 'python -m tools.merge --base=BASE --experts=MATH,CODE,TOOL' in done.out
+  assert '--experts=MATH,CODE --output=MERGED --resume' in done.out
   for flag in (
     'base', 'config', 'expert_ids', 'experts', 'max_shard_size', 'memory_budget',
-    'method', 'output', 'output_dtype', '[no]overwrite', 'seed', 'vocab', 'weights',
+    'method', 'output', 'output_dtype', '[no]overwrite', '[no]resume', 'seed', 'vocab',
+    'weights',
   ):  # fmt: skip
     assert f'  --{flag}: ' in done.out, flag
 
