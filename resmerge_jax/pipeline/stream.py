@@ -274,7 +274,7 @@ def _finish(
     )
     staging.give_back(inputs.buffer)
   else:
-    read_layer = functools.partial(_read_layer, work, pool, step)
+    read_layer = functools.partial(_whole_layer, work, pool, step, inputs)
     fetched, exact_LxN = replace_flagged(
       spec,
       step,
@@ -292,11 +292,20 @@ def _finish(
   work.progress(step.label, step.nbytes)
 
 
-def _read_layer(work: Work, pool: ThreadPoolExecutor, step: Step, layer: int) -> Shard:
-  """All rows of one layer of a step, in memory of its own."""
-  one = dataclasses.replace(step, names=step.names[layer : layer + 1])
-  where = [(None, range(1), range(step.stack.rows))]
-  target = staged(Staging(1), where, step.stack)
+def _whole_layer(
+  work: Work, pool: ThreadPoolExecutor, step: Step, inputs: Staged, layer: int
+) -> Shard:
+  """All rows of one layer of a step: as staged, or read again if they are not here."""
+  one, rows = (
+    dataclasses.replace(step, names=step.names[layer : layer + 1]),
+    step.stack.rows,
+  )
+  for shard in inputs.shards:
+    if layer in shard.layers and len(shard.rows) >= rows:
+      at = slice(layer - shard.layers.start, layer - shard.layers.start + 1)
+      base, experts = shard.base[at, :rows], shard.experts[at, :, :rows]
+      return Shard(None, range(1), range(rows), base, experts)
+  target = staged(Staging(1), [(None, range(1), range(rows))], step.stack)
   fill(one, target, work.group, work.readers, pool)
   return target.shards[0]
 
