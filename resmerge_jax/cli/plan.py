@@ -29,6 +29,7 @@ from absl import flags
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.cli.app import no_arguments, run_app
 from resmerge_jax.cli.merge_flags import define_flags, merge_config
+from resmerge_jax.cli.runtime import only_compile
 from resmerge_jax.cli.shape_group import shape_group
 from resmerge_jax.config import MergeConfig, outside_of
 from resmerge_jax.errors import InputError
@@ -60,6 +61,8 @@ def main(argv: list[str]) -> None:
   """Prints the plan; with --topology compiles it."""
   no_arguments(argv)
   topology = flags.FLAGS.topology
+  if topology:
+    only_compile()
   devices = topology_devices(topology) if topology else None
   config, group, plan, notes = _planned(devices)
   as_json = flags.FLAGS.json

@@ -59,8 +59,11 @@ class Program:
   def link_bytes(self, where: str) -> int:
     """What collectives hand to the links of one device, `where` as in Collective."""
     n = self.mesh[AXES[1]]
-    moved = sum(c.nbytes for c in self.collectives if c.where == where)
-    return math.ceil(moved * 2 * (n - 1) / n)  # an all-reduce around a ring
+    rounds = {'all-reduce': 2}  # around a ring: sum, then tell; all others once
+    moved = sum(
+      rounds.get(c.op, 1) * c.nbytes for c in self.collectives if c.where == where
+    )
+    return math.ceil(moved * (n - 1) / n)
 
   def seconds(self, chip: Chip, cycles: int) -> float:
     """Estimate of one step: the slower of memory and arithmetic, then the links."""
@@ -109,8 +112,8 @@ class Ahead:
       [f'{named(m.spec, m.steps)}: {m.reason}' for m in self.misfits],
       why='a step holds stored weights, float32 task vectors and output of its matrices '
       'on the chips',
-      fix='take more chips, which then share a matrix by rows (--mesh=layer:1,row:N '
-      'forces that), chips with more memory, or fewer experts',
+      fix='take more chips or chips with more memory, or let more of them share a '
+      'matrix by its rows (--mesh=layer:1,row:N)',
     )
 
 

@@ -17,6 +17,7 @@ def describe_ahead(ahead: Ahead, plan: MergePlan) -> list[str]:
   chip, n_chips = ahead.chip, len(ahead.devices)
   settled, at_most = (sum(CYCLE_STEPS[:n]) for n in CYCLES.values())
   moved = [sum(_moved(p, n) for p in ahead.programs) for n in CYCLES.values()]
+  what = 'steps that fit' if ahead.misfits else 'all steps'
   seconds = [ahead.seconds(n) for n in CYCLES.values()]
   heads = ('program', 'steps', 'mesh', 'padded', 'input', 'output', 'peak')
   return [
@@ -27,7 +28,7 @@ def describe_ahead(ahead: Ahead, plan: MergePlan) -> list[str]:
       [(*heads, 'to links', 'estimate'), *(_row(ahead, p) for p in ahead.programs)]
     ),
     '',
-    f'all steps: estimate {_span(seconds, _seconds)} where heads settle after {settled} '
+    f'{what}: estimate {_span(seconds, _seconds)} where heads settle after {settled} '
     f'solver steps, or not before the last ({at_most}); to the links of a chip '
     f'{_span(moved, format_size)}',
     f'each process reads {format_size(plan.bytes_read / n_processes)} and writes '

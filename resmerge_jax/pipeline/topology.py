@@ -14,15 +14,6 @@ from resmerge_jax.pipeline.chips import CHIPS
 EXAMPLES = 'v4:2x2x2, v5e:2x4, v5e:4x8, v5p:2x2x2, v5p:4x4x4, v6e:4x4'
 # v4 shows its two cores as one device only if told; the others need no telling.
 _CONFIG = {'v4': {'chip_config_name': 'megacore'}}
-# Without these libtpu looks for the TPU of this machine, and says so at length.
-_QUIET = {
-  'TPU_SKIP_MDS_QUERY': '1',
-  'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
-  'TPU_WORKER_HOSTNAMES': 'localhost',
-  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
-  'TPU_STDERR_LOG_LEVEL': '3',
-  'TPU_LOG_DIR': 'disabled',
-}
 
 
 def topology_devices(name: str) -> tuple[jax.Device, ...]:
@@ -44,8 +35,6 @@ def topology_devices(name: str) -> tuple[jax.Device, ...]:
       why='it holds the compiler for TPUs',
       fix="pip install '.[aot]' (about 0.7 GB unpacked; no TPU is needed)",
     )
-  for variable, value in _QUIET.items():
-    os.environ.setdefault(variable, value)
   try:
     topology = topologies.get_topology_desc(
       name, platform='tpu', **_CONFIG.get(version, {})
