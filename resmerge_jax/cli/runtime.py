@@ -12,6 +12,16 @@ ALLOCATION = (
   ':glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=134217728'
 )
 
+# Without these libtpu looks for the TPU of this machine, and says so at length.
+_NO_TPU = {
+  'TPU_SKIP_MDS_QUERY': '1',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+  'TPU_STDERR_LOG_LEVEL': '3',
+  'TPU_LOG_DIR': 'disabled',
+}
+
 
 def tune_allocation() -> None:
   """Starts the command again with malloc asking for huge pages, on Linux with glibc.
@@ -32,3 +42,12 @@ def keep_programs() -> None:
 
   root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
   keep_programs_in(pathlib.Path(root) / 'resmerge_jax' / 'programs')
+
+
+def only_compile() -> None:
+  """Lets this process compile for TPUs and take none, also where there are some."""
+  import jax
+
+  for variable, value in _NO_TPU.items():
+    os.environ.setdefault(variable, value)
+  jax.config.update('jax_platforms', 'cpu')

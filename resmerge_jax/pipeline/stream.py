@@ -26,9 +26,9 @@ from resmerge_jax.pipeline.kernels import (
   KernelSpec,
   Merged,
   as_bits,
-  common_dtype,
   compile_kernel,
   random_start,
+  step_spec,
 )
 from resmerge_jax.pipeline.records import Records
 from resmerge_jax.pipeline.staging import (
@@ -172,23 +172,7 @@ def _computes(step: Step) -> bool:
 
 
 def _spec(work: Work, step: Step) -> KernelSpec:
-  stack = step.stack
-  if not step.present[0]:  # rows the base lacks: the mean of the experts that have them
-    params: Any = TaskArithmetic()
-  else:
-    params = work.method if stack.action == 'method' else work.outside
-  return KernelSpec(
-    params=params,
-    family=stack.family if method_of(params).whole_matrix else None,
-    layers=stack.layers,
-    rows=stack.rows,
-    cols=stack.n_cols,
-    n_experts=len(stack.dtypes) - 1,
-    base_dtype=stack.dtypes[0],
-    expert_dtype=common_dtype(stack.dtypes[1:]),
-    out_dtype=stack.out_dtype,
-    mesh_shape=work.mesh_shape,
-  )
+  return step_spec(step, work.method, work.outside, work.mesh_shape)
 
 
 def _places(work: Work, number: int, step: Step) -> Places:

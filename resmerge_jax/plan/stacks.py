@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.errors import InputError
+from resmerge_jax.plan.accelerators import Accelerators, RowBytes, step_shape
 from resmerge_jax.plan.rules import Action, Rule, family_of
 from resmerge_jax.sizes import format_size
 from resmerge_jax.types import DTYPES, FLOAT_CODES, Family, TensorRef
@@ -97,6 +98,7 @@ def build_stacks(
   *,
   whole_matrix: bool,
   budget: int | None,
+  accelerators: Accelerators | None = None,
 ) -> tuple[Stack, ...]:
   """The stacks of a merge, in the order of the base's files.
 
@@ -105,6 +107,7 @@ def build_stacks(
     whole_matrix: whether the method needs all rows of a matrix at once.
     budget: bytes of anonymous memory the process may use; None: DEFAULT_BUDGET, or
       what the largest matrix needs.
+    accelerators: what computes; None: the CPU.
 
   Raises:
     InputError: the budget is below what the largest matrix needs, with that number.
@@ -125,43 +128,62 @@ def build_stacks(
     members.setdefault(key, []).append(name)
   whole = {key: whole_matrix and key.action == 'method' for key in members}
   floor = max(
-    (_peak(key, 1, key.n_rows if whole[key] else 1) for key in members), default=0
+    (_peak(key, 1, key.n_rows if whole[key] else 1, accelerators) for key in members),
+    default=0,
   )
-  if budget is None:
+  if budget is None and not accelerators:
     budget = max(DEFAULT_BUDGET, floor)
-  if floor > budget:
+  if budget is not None and floor > budget:
     raise InputError(
       f'memory_budget: got {format_size(budget)}, the largest matrix needs '
       f'{format_size(floor)} ({floor} bytes)',
       why='a spectral method holds all task vectors of one matrix at once',
       fix=f'pass --memory_budget={floor} or more',
     )
-  return tuple(
-    _sized(dataclasses.replace(key, names=tuple(names)), whole[key], budget)
+  named = {
+    dataclasses.replace(key, names=tuple(names)): whole[key]
     for key, names in members.items()
-  )
+  }
+  if accelerators:
+    room = math.inf if budget is None else budget - PROCESS_BYTES
+    return tuple(_sized_for(accelerators, s, named[s], room) for s in named)
+  assert budget is not None
+  return tuple(_sized(stack, named[stack], budget) for stack in named)
 
 
-def _parts(stack: Stack, layers: int, rows: int) -> tuple[int, int, int]:
-  """Bytes of a step of this size: staged input, task vectors and base, output."""
+def _parts(
+  stack: Stack, layers: int, rows: int, accelerators: Accelerators | None = None
+) -> tuple[int, int, int]:
+  """Bytes of a step of this size: staged input, task vectors and base, output.
+
+  What one process holds in memory; task vectors are on the accelerators.
+  """
   n_experts = len(stack.dtypes) - 1
   elements = layers * rows * stack.n_cols
   staged = STAGED * layers * rows * stack.row_bytes
   work = elements * FLOAT32 * (n_experts + 1) if stack.action == 'method' else 0
-  return staged, work, 2 * elements * DTYPES[stack.out_dtype].itemsize
+  out = 2 * elements * DTYPES[stack.out_dtype].itemsize
+  if not accelerators:
+    return staged, work, out
+  n = accelerators.n_processes
+  return math.ceil(staged / n), 0, math.ceil(out / n)
 
 
-def _peak(stack: Stack, layers: int, rows: int) -> int:
+def _peak(
+  stack: Stack, layers: int, rows: int, accelerators: Accelerators | None = None
+) -> int:
   """Bytes of a process all of whose steps have this size."""
-  return PROCESS_BYTES + sum(_parts(stack, layers, rows))
+  return PROCESS_BYTES + sum(_parts(stack, layers, rows, accelerators))
 
 
-def peak_memory(stacks: Sequence[Stack]) -> int:
+def peak_memory(
+  stacks: Sequence[Stack], accelerators: Accelerators | None = None
+) -> int:
   """Predicted peak of anonymous resident memory, bytes.
 
   Buffers grow to the largest step of any stack, so the parts peak one by one.
   """
-  parts = [_parts(s, s.layers, s.rows) for s in stacks] or [(0, 0, 0)]
+  parts = [_parts(s, s.layers, s.rows, accelerators) for s in stacks] or [(0, 0, 0)]
   return PROCESS_BYTES + sum(max(column) for column in zip(*parts, strict=True))
 
 
@@ -177,6 +199,29 @@ def _sized(stack: Stack, whole_matrix: bool, budget: int) -> Stack:
       stack, layers=_even_share(n_layers, max(target // n_rows, 1)), rows=n_rows
     )
   return dataclasses.replace(stack, layers=1, rows=_even_share(n_rows, max(target, 1)))
+
+
+def _sized_for(
+  accelerators: Accelerators, stack: Stack, whole_matrix: bool, host_room: float
+) -> Stack:
+  """The stack with its step size on accelerators; a copied one never gets there."""
+  if stack.action == 'base':
+    return _sized(stack, whole_matrix, DEFAULT_BUDGET)
+  staged, work, out = _parts(stack, 1, 1)
+  row = RowBytes(
+    stored=max(stack.row_bytes, 1),
+    device=max(staged // STAGED + work + out, 1),
+    host=max(staged + out, 1),
+  )
+  layers, rows = step_shape(
+    accelerators,
+    len(stack.names),
+    max(stack.n_rows, 1),
+    row,
+    whole_matrix=whole_matrix,
+    host_room=host_room,
+  )
+  return dataclasses.replace(stack, layers=layers, rows=rows)
 
 
 def _even_share(n: int, most: int) -> int:
