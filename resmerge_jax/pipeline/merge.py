@@ -18,7 +18,7 @@ from resmerge_jax.checkpoint.reader import CheckpointReader
 from resmerge_jax.config import MergeConfig, outside_of
 from resmerge_jax.errors import InputError
 from resmerge_jax.methods.table import method_of
-from resmerge_jax.pipeline.chips import accelerators
+from resmerge_jax.pipeline.chips import device_facts
 from resmerge_jax.pipeline.manifest import (
   checksums,
   identity_of,
@@ -90,7 +90,7 @@ def plan_for(
     output_dtype=config.output_dtype,
     max_shard_size=config.max_shard_size,
     budget=config.memory_budget,
-    accelerators=accelerators(devices, config.mesh),
+    devices=device_facts(devices, config.mesh),
   )
 
 

@@ -11,7 +11,7 @@ from resmerge_jax.checkpoint.memory import MemoryReader, memory_checkpoint
 from resmerge_jax.config import check_choices, check_experts, make_method, outside_of
 from resmerge_jax.methods.table import method_of
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
-from resmerge_jax.pipeline.chips import accelerators
+from resmerge_jax.pipeline.chips import device_facts
 from resmerge_jax.pipeline.stream import Work, stream
 from resmerge_jax.plan.plan import make_plan
 from resmerge_jax.plan.rules import RELEASE_RULES, Rule, rules_from
@@ -86,7 +86,7 @@ def merge_state_dicts(
     RELEASE_RULES if rules is None else rules_from(rules),
     whole_matrix=method_of(method_params).whole_matrix,
     output_dtype=output_dtype,
-    accelerators=accelerators(devices),
+    devices=device_facts(devices),
   )
   tensors = {
     name: np.empty(ref.shape, DTYPES[ref.dtype])
