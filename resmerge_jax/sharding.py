@@ -42,13 +42,16 @@ def padded(layers: int, rows: int, mesh: Mesh) -> tuple[int, int]:
   return math.ceil(layers / on_layers) * on_layers, math.ceil(rows / on_rows) * on_rows
 
 
-def merge_devices(mesh_shape: tuple[int, int] | None = None) -> tuple[jax.Device, ...]:
-  """All devices of all processes; a mesh that the user has set must fit them.
+def merge_devices(
+  mesh_shape: tuple[int, int] | None = None,
+  devices: Sequence[jax.Device] | None = None,
+) -> tuple[jax.Device, ...]:
+  """All devices of all processes, or `devices`; a mesh that the user sets must fit them.
 
   Raises:
     InputError: it needs more devices than there are.
   """
-  devices = tuple(jax.devices())
+  devices = tuple(jax.devices() if devices is None else devices)
   if mesh_shape and math.prod(mesh_shape) > len(devices):
     raise InputError(
       f'mesh: got layer:{mesh_shape[0]},row:{mesh_shape[1]}, which needs '

@@ -82,7 +82,7 @@ def plan_for(
   assert config.max_shard_size is None or isinstance(config.max_shard_size, int)
   assert config.memory_budget is None or isinstance(config.memory_budget, int)
   assert not isinstance(config.mesh, str)
-  devices = devices or merge_devices(config.mesh)
+  devices = merge_devices(config.mesh, devices)
   return make_plan(
     group,
     config.rules,

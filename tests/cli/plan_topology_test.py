@@ -134,6 +134,16 @@ def test_a_topology_that_libtpu_refuses():
   assert 'not divisible' in done.err
 
 
+@needs_libtpu
+def test_a_mesh_that_is_set():
+  done = commands.run(plan, '--shape=tiny', ON_V5E, '--mesh=layer:4,row:2')
+  assert_refused(done, 'mesh: got layer:4,row:2, which needs 8 devices; there are 4')
+  words = ('--method=task_arithmetic', '--mesh=layer:2,row:1', '--json')
+  done = commands.run(plan, '--shape=tiny', ON_V5E, *words)
+  programs = json.loads(done.out)['compiled']['programs']
+  assert {tuple(p['mesh'].values()) for p in programs} == {(1, 2)}  # rows alone
+
+
 def test_libtpu_is_told_how_to_install(monkeypatch):
   monkeypatch.delenv('TPU_LIBRARY_PATH', raising=False)
   monkeypatch.setattr(topology.importlib.util, 'find_spec', lambda _: None)
