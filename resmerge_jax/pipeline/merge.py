@@ -33,7 +33,7 @@ from resmerge_jax.plan.plan import MergePlan, make_plan
 from resmerge_jax.processes import together, watched
 from resmerge_jax.sharding import merge_devices
 from resmerge_jax.writers.check import check_output, resolved
-from resmerge_jax.writers.partial import partial_path
+from resmerge_jax.writers.partial import await_shared, partial_path
 from resmerge_jax.writers.resumable import ResumableWriter, is_bad_input
 from resmerge_jax.writers.verify import bytes_to_verify, load_manifest
 
@@ -164,6 +164,7 @@ def merge(config: MergeConfig, *, show_progress: bool = False) -> Manifest:
             records.restore(step, numbers)
         seconds['until_commit'] = time.perf_counter() - start
         late = _commit(config, prepared, writer, records, seconds)
+  await_shared(writer.output / 'manifest.json')
   content = load_manifest(writer.output)
   notes = (*prepared.notes, *writer.notes)
   if jax.process_index():

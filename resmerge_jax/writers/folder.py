@@ -23,6 +23,7 @@ from resmerge_jax.writers.disk import (
   write_all,
 )
 from resmerge_jax.writers.partial import (
+  await_shared,
   claim,
   explained,
   is_occupied,
@@ -78,6 +79,7 @@ class FolderWriter:
     self._lock_fd = lock_fd
     with self._explained(f'output {output} cannot be prepared'):
       if joins:
+        await_shared(self._new)
         for shard in layout.shards:
           path = self._new / (shard.name + _PART)
           self._shard_fds[shard.name] = os.open(path, os.O_RDWR)

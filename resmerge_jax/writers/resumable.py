@@ -97,15 +97,13 @@ class ResumableWriter:
     try:
       kept = [] if saved is None else self._verified(saved, progress)
       with self._explained():
+        if process:
+          self._take_finished()
+        path = journal_path(self.output, process)
+        self._journal = Journal(path, identity, kept, self._folder.sync)
         if process == 0:
           for path in journal_paths(self.output)[1:]:
             path.unlink()  # what counts of them is in ours now
-        else:
-          _, entries = read_journal(journal_path(self.output))
-          self.finished = {entry['step']: entry['numbers'] for entry in entries}
-        self._journal = Journal(
-          journal_path(self.output, process), identity, kept, self._folder.sync
-        )
     except BaseException:
       self._folder.abort(keep=bool(saved))
       raise
@@ -204,6 +202,23 @@ class ResumableWriter:
     self.notes.append('nothing to resume: the merge starts from the beginning')
     return None, None
 
+  def _take_finished(self) -> None:
+    """Takes from the journal of process 0 what is finished.
+
+    Raises:
+      InputError: process 0 runs another merge.
+    """
+    found, entries = read_journal(journal_path(self.output))
+    if problems := differences(self._identity, found or {}):
+      raise InputError(
+        f'process {self._process} was given another merge than process 0 (expected: '
+        'what process 0 was given)',
+        problems,
+        why='each process writes its part of the same output',
+        fix='start all processes with the same flags, versions and input files',
+      )
+    self.finished = {entry['step']: entry['numbers'] for entry in entries}
+
   def _explained(self) -> Any:
     path = journal_path(self.output)
     return explained(f'cannot write {path.name}', path, self._layout.nbytes)
@@ -229,9 +244,9 @@ class ResumableWriter:
         end - begin for begin, end in (self._bytes(step, n) for n in written)
       )
       spans = [(name, span) for name, each in written.items() for span in each]
-      if sum(span.end - span.begin for _, span in spans) != wanted or not all(
-        self._folder.holds(name, span) for name, span in spans
-      ):
+      if sum(span.end - span.begin for _, span in spans) != wanted:
+        pass  # another process had not finished its part
+      elif not all(self._folder.holds(name, span) for name, span in spans):
         damaged.append(step.label)
       else:
         for name, span in spans:

@@ -1,0 +1,71 @@
+"""A small group with every kind of step that a mesh or several processes may cut."""
+
+import pathlib
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from resmerge_jax.plan.stacks import PROCESS_BYTES
+from tests import groups
+from tests.spectra import spectrum_matrix
+
+BF16 = ml_dtypes.bfloat16
+LAYERS, ROWS, COLS, THIN_ROWS, VOCAB = 3, 96, 80, 24, 1055
+N_EXPERTS = 2
+CLOSE = 'model.layers.1.mlp.up_proj.weight'  # its head needs float64
+# Blocks of rows of the embedding, a layer or two of the rest in a step, several files.
+SETTINGS: dict[str, Any] = {
+  'memory_budget': PROCESS_BYTES + 1_000_000,
+  'max_shard_size': '60kB',
+}
+
+
+def write_group(path: pathlib.Path) -> groups.Group:
+  base = _base()
+  return groups.write(
+    path,
+    base,
+    [_expert(base, seed) for seed in range(1, 1 + N_EXPERTS)],
+    tie_word_embeddings=False,
+  )
+
+
+def _base() -> dict[str, np.ndarray]:
+  rng = np.random.default_rng(0)
+
+  def normal(*shape: int) -> np.ndarray:
+    return (0.02 * rng.standard_normal(shape)).astype(BF16)
+
+  found = {'model.embed_tokens.weight': normal(VOCAB, COLS)}
+  for layer in range(LAYERS):
+    at = f'model.layers.{layer}'
+    found |= {
+      f'{at}.input_layernorm.weight': normal(COLS),
+      f'{at}.self_attn.k_proj.weight': normal(THIN_ROWS, COLS),
+      f'{at}.self_attn.k_proj.bias': normal(THIN_ROWS),
+      f'{at}.mlp.up_proj.weight': normal(ROWS, COLS),
+    }
+  found['lm_head.weight'] = normal(VOCAB, COLS)
+  found['model.position_ids'] = np.arange(7, dtype=np.int64)
+  return found
+
+
+def _expert(base: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+  """The base and an update whose singular values fall off; in CLOSE two are near."""
+  rng = np.random.default_rng(seed)
+  found = {}
+  for name, value in base.items():
+    if value.dtype != BF16:
+      found[name] = value
+      continue
+    wide = value.astype(np.float32)
+    if value.ndim == 2 and len(value) <= ROWS:
+      sigma = 0.05 * 0.9 ** np.arange(min(value.shape))
+      if name == CLOSE:
+        sigma[:] = sigma[0] * (1 - 1e-5 * np.arange(len(sigma)))
+      update = spectrum_matrix(rng, *value.shape, sigma)
+    else:
+      update = 1e-3 * rng.standard_normal(value.shape)
+    found[name] = (wide + update).astype(BF16)
+  return found
