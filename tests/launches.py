@@ -68,17 +68,19 @@ class Launch:
 
 @contextlib.contextmanager
 def started(
-  logs: pathlib.Path,
+  work: pathlib.Path,
   arguments: Sequence[Sequence[object]],
   *,
   devices: int,
   script: str = COMMAND,
 ) -> Iterator[Launch]:
-  """One process per entry of `arguments`, each with this many devices.
+  """One process per entry of `arguments`, each with this many devices, in folder `work`.
 
   They print into files: a pipe that nobody reads would stop them.
   """
-  logs.mkdir(parents=True)
+  logs = work.with_name(f'{work.name}-logs')
+  for folder in (work, logs):
+    folder.mkdir(parents=True, exist_ok=True)
   env = {
     k: v for k, v in os.environ.items() if not k.startswith(('JAX_', 'XLA_'))
   } | {
@@ -86,6 +88,7 @@ def started(
     'JAX_NUM_CPU_DEVICES': str(devices),
     'OPENBLAS_NUM_THREADS': '1',
     'PYTHONUNBUFFERED': '1',
+    'PYTHONPATH': str(ROOT),
   }  # fmt: skip
   processes = []
   try:
@@ -93,7 +96,7 @@ def started(
       with (logs / f'{i}.out').open('w') as out, (logs / f'{i}.err').open('w') as err:
         command = [sys.executable, '-c', script, *map(str, words)]
         processes.append(
-          subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=err)
+          subprocess.Popen(command, cwd=work, env=env, stdout=out, stderr=err)
         )
     yield Launch(processes, logs)
   finally:
@@ -104,13 +107,13 @@ def started(
 
 
 def run(
-  logs: pathlib.Path,
+  work: pathlib.Path,
   arguments: Sequence[Sequence[object]],
   *,
   devices: int,
   script: str = COMMAND,
 ) -> list[Ended]:
-  with started(logs, arguments, devices=devices, script=script) as launch:
+  with started(work, arguments, devices=devices, script=script) as launch:
     return launch.wait()
 
 

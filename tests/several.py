@@ -1,11 +1,13 @@
 """A small group with every kind of step that a mesh or several processes may cut."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from resmerge_jax.checkpoint.format import read_header
 from resmerge_jax.plan.stacks import PROCESS_BYTES
 from tests import groups
 from tests.spectra import spectrum_matrix
@@ -31,6 +33,36 @@ def write_group(path: pathlib.Path) -> groups.Group:
   )
 
 
+def assert_agree(
+  got: Mapping[str, np.ndarray],
+  want: Mapping[str, np.ndarray],
+  base: Mapping[str, np.ndarray],
+) -> None:
+  """Two merges on different meshes: the same but for rounding.
+
+  bfloat16: under 0.1 % of the entries differ, each by at most one unit at the largest
+  of the three magnitudes. float32: by what summing in another order makes.
+  """
+  assert got.keys() == want.keys()
+  n_differing = n_entries = 0
+  for name, a in got.items():
+    b = want[name]
+    assert (a.dtype, a.shape) == (b.dtype, b.shape), name
+    if a.dtype == np.int64:
+      np.testing.assert_array_equal(a, b, err_msg=name)
+      continue
+    a, b, w = (x.astype(np.float64) for x in (a, b, base[name]))
+    error, size = np.abs(a - b), np.maximum(np.maximum(np.abs(a), np.abs(b)), np.abs(w))
+    if got[name].dtype == BF16:
+      unit = 2.0 ** (np.frexp(size)[1] - 8)
+      assert (error <= unit).all(), f'{name}: off by {(error / unit).max()} units'
+    else:
+      assert error.max() <= 1e-6 * size.max(), name
+    n_differing, n_entries = n_differing + np.count_nonzero(error), n_entries + a.size
+  if any(x.dtype == BF16 for x in got.values()):
+    assert n_differing < 1e-3 * n_entries
+
+
 def _base() -> dict[str, np.ndarray]:
   rng = np.random.default_rng(0)
 
@@ -43,7 +75,7 @@ def _base() -> dict[str, np.ndarray]:
     found |= {
       f'{at}.input_layernorm.weight': normal(COLS),
       f'{at}.self_attn.k_proj.weight': normal(THIN_ROWS, COLS),
-      f'{at}.self_attn.k_proj.bias': normal(THIN_ROWS),
+      f'{at}.mlp.up_proj.bias': normal(COLS),
       f'{at}.mlp.up_proj.weight': normal(ROWS, COLS),
     }
   found['lm_head.weight'] = normal(VOCAB, COLS)
@@ -69,3 +101,12 @@ def _expert(base: dict[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
       update = 1e-3 * rng.standard_normal(value.shape)
     found[name] = (wide + update).astype(BF16)
   return found
+
+
+def spoil_last_row(folder: pathlib.Path, name: str) -> None:
+  """Puts a NaN at the end of a tensor of a folder with one weight file."""
+  path = folder / 'model.safetensors'
+  ref = read_header(path).tensors[name]
+  with path.open('r+b') as file:
+    file.seek(ref.start + ref.nbytes - 2)
+    file.write(np.array(np.nan, BF16).tobytes())

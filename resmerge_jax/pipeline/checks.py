@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from resmerge_jax.checkpoint.group import ExpertGroup
-from resmerge_jax.errors import InputError
+from resmerge_jax.errors import EchoError, InputError
 from resmerge_jax.host_float import to_float32
 from resmerge_jax.pipeline.fetched import Fetched
 from resmerge_jax.pipeline.staging import Staged
@@ -31,7 +31,7 @@ def check_merged(
     _check_inputs(group, step, inputs, layers)
     _check_output(step, {p.layer: p.out_RxC for p in fetched.pieces}, layers)
     if not _holds_all(step, fetched, layers):
-      raise InputError(
+      raise EchoError(
         'NaN or Inf in the weights, or updates too large for float32, in rows that '
         'another process reads',
         [step.names[layer] for layer in layers],
