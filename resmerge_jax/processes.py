@@ -23,11 +23,12 @@ from typing import Any, NoReturn
 import jax
 from jax._src import distributed  # the service has no public interface
 
-from resmerge_jax.errors import InputError, StoppedError
+from resmerge_jax.errors import EchoError, InputError, StoppedError
 
 JOIN_S = 60  # for which a process waits for the others to start
 HEARTBEAT_S = 10  # after which the coordinator gives up a process that was killed
 WATCH_S = 0.2
+ECHO_S = 5  # for which a process that knows less waits for the message of another
 _LONG_MS = 7 * 24 * 3600 * 1000  # a process may verify terabytes before it agrees
 _TPU_DEVICES = ('/dev/accel*', '/dev/vfio/[0-9]*')
 _numbers = itertools.count()
@@ -235,10 +236,10 @@ class _Watch:
 
   def failed(self, error: BaseException, lost: bool) -> None:
     """Tells the others. `lost`: nothing of this merge is worth keeping."""
-    if not isinstance(error, InputError | KeyboardInterrupt):
-      time.sleep(
-        3 * WATCH_S
-      )  # a collective may have failed for want of another process
+    if isinstance(error, EchoError):
+      self._ending.wait(ECHO_S)
+    elif not isinstance(error, InputError | KeyboardInterrupt):
+      self._ending.wait(3 * WATCH_S)  # a collective may have failed for want of another
     self.stop()
     while self._ending.is_set():
       time.sleep(WATCH_S)
