@@ -27,7 +27,8 @@ class MergeConfig:
   the method itself where that is task arithmetic). `weights`: one per
   expert, for task arithmetic. `max_shard_size` None keeps the base's shard layout;
   `memory_budget` None lets the plan choose. `resume` continues a run into this output
-  that stopped, or verifies an output that is complete.
+  that stopped, or verifies an output that is complete. `whole_files`: of several
+  processes each writes files of its own, on its own devices.
   """
 
   base: str | Path
@@ -46,6 +47,7 @@ class MergeConfig:
   seed: int = 0
   mesh: tuple[int, int] | str | None = None
   resume: bool = False
+  whole_files: bool = False
 
   def __post_init__(self) -> None:
     for name in ('experts', 'expert_ids', 'weights'):

@@ -42,13 +42,17 @@ def padded(layers: int, rows: int, mesh: Mesh) -> tuple[int, int]:
   return math.ceil(layers / on_layers) * on_layers, math.ceil(rows / on_rows) * on_rows
 
 
-def merge_devices(mesh_shape: tuple[int, int] | None = None) -> tuple[jax.Device, ...]:
+def merge_devices(
+  mesh_shape: tuple[int, int] | None = None, own: bool = False
+) -> tuple[jax.Device, ...]:
   """All devices of all processes; a mesh that the user has set must fit them.
+
+  `own`: those of this process alone.
 
   Raises:
     InputError: it needs more devices than there are.
   """
-  devices = tuple(jax.devices())
+  devices = tuple(jax.local_devices() if own else jax.devices())
   if mesh_shape and math.prod(mesh_shape) > len(devices):
     raise InputError(
       f'mesh: got layer:{mesh_shape[0]},row:{mesh_shape[1]}, which needs '

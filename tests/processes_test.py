@@ -24,6 +24,7 @@ MERGES = {
   'layers': {'mesh': 'layer:8'},
   'rows': {'mesh': 'row:8', 'output_dtype': 'float32'},
   'both': {'mesh': 'layer:2,row:4'},
+  'whole': {'whole_files': True, 'max_shard_size': '20kB'},  # a layer per file
   'means': {'method': {'name': 'task_arithmetic'}, 'mesh': 'row:8'},
 }
 MANY = """
@@ -76,6 +77,7 @@ def merge_here(work: pathlib.Path, group, merge: str, n_devices=DEVICES, **more)
   devices = jax.devices()[:n_devices]
   with contextlib.chdir(work), pytest.MonkeyPatch.context() as patch:
     patch.setattr(jax, 'devices', lambda: devices)
+    patch.setattr(jax, 'local_devices', lambda: devices)
     values = {**values_of(group, merge, merge), **more}
     return resmerge_jax.merge(resmerge_jax.config.config_from(values))
 
@@ -149,6 +151,13 @@ def test_two_runs_are_equal(by_two):
     assert ours[name] == again[name], name
 
 
+def test_whole_files_have_the_same_bytes(alone, by_two):
+  ours, theirs = by_two / 'whole', alone / 'automatic'
+  assert len(groups.weight_bytes(ours)) > len(groups.weight_bytes(theirs))
+  groups.assert_same_bits(groups.load(ours), groups.load(theirs))
+  assert groups.records(ours) == groups.records(theirs)
+
+
 def flags_of(group, *more: str) -> list[str]:
   """The merge 'means' as a command."""
   return [
@@ -163,12 +172,14 @@ def flags_of(group, *more: str) -> list[str]:
   ]
 
 
-def stopped(work, group, kind: signal.Signals, who: int) -> list[launches.Ended]:
+def stopped(
+  work, group, kind: signal.Signals, who: int, *more: str
+) -> list[launches.Ended]:
   """How two processes ended after one got a signal in the middle."""
-  words = launches.joining(2, flags_of(group))
+  words = launches.joining(2, flags_of(group, *more))
   with launches.started(work, words, devices=4, script=STEADY) as launch:
     launch.wait_for(who, 'lm_head')
-    launch.wait_for(who, 'embed_tokens')
+    launch.wait_for(who, 'embed_tokens' if not more else 'up_proj')
     launch.processes[who].send_signal(kind)
     ended = launch.wait()
   assert max(e.seconds for e in ended) < PROMPTLY_S
@@ -220,6 +231,39 @@ def test_the_first_process_killed(group, alone, tmp_path):
   notes = merge_here(work, group, 'means', resume=True).notes
   assert any(note.startswith('resuming: ') for note in notes)
   assert groups.weight_bytes(work / 'means') == groups.weight_bytes(alone / 'means')
+
+
+def test_whole_files_killed_and_resumed(group, alone, tmp_path):
+  """Only files that were complete count; every other is written anew by its owner."""
+  work = tmp_path / 'work'
+  small = {'max_shard_size': '20kB', 'whole_files': True, 'mesh': 'layer:4'}
+  flags = ('--whole_files', '--max_shard_size=20kB', '--mesh=layer:4')
+  stopped(work, group, signal.SIGKILL, 1, *flags)
+  partial = resumes.partial(work / 'means')
+  written = [
+    json.loads(line)['entry']['written']
+    for path in partial.glob('journal-*.jsonl')
+    for line in path.read_text().splitlines()[1:]
+  ]
+  manifest = merge_here(work, group, 'means', 4, resume=True, **small)
+  assert any(note.startswith('resuming: ') for note in manifest.notes)
+  in_files = manifest.content['tensors']
+  for file in {in_files[name]['file'] for entry in written for name in entry}:
+    n_bytes = sum(
+      span[1] - span[0]
+      for entry in written
+      for name, spans in entry.items()
+      for span in spans
+      if in_files[name]['file'] == file
+    )
+    assert n_bytes == sum(
+      tensor['end'] - tensor['begin']
+      for tensor in in_files.values()
+      if tensor['file'] == file
+    )
+  assert written
+  got, want = (groups.load(folder / 'means') for folder in (work, alone))
+  groups.assert_same_bits(got, want)
 
 
 def test_one_process_terminated(group, tmp_path):
