@@ -110,3 +110,17 @@ def spoil_last_row(folder: pathlib.Path, name: str) -> None:
   with path.open('r+b') as file:
     file.seek(ref.start + ref.nbytes - 2)
     file.write(np.array(np.nan, BF16).tobytes())
+
+
+def mean(group: groups.Group) -> dict[str, np.ndarray]:
+  """The base and the mean of two experts' updates, summed as the merge does."""
+  base, *experts = (groups.load(path) for path in (group.base, *group.experts))
+  found = dict(base)
+  for name, value in base.items():
+    if value.dtype == BF16:
+      wide = value.astype(np.float32)
+      first, second = (expert[name].astype(np.float32) - wide for expert in experts)
+      found[name] = (
+        wide + (np.float32(0.5) * first + np.float32(0.5) * second)
+      ).astype(BF16)
+  return found

@@ -81,6 +81,9 @@ def prepare(config: MergeConfig) -> Prepared:
   Raises:
     InputError: whatever is wrong that headers, names and the disk can tell.
   """
+  assert not isinstance(config.mesh, str)
+  if config.mesh:
+    merge_devices(config.mesh, own=config.whole_files)  # are there so many?
   base, *experts = _open_all(config)
   group = check_group(base, experts, config.vocab)
   states = tuple(file_states(s, copied=i == 0) for i, s in enumerate(group.sources))

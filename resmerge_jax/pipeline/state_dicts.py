@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from resmerge_jax.checkpoint.group import check_group
@@ -103,7 +104,9 @@ def merge_state_dicts(
       ),
       weights=weights or (1.0,) * len(named),
       seed=seed,
-      devices=merge_devices(),
+      # Each of several processes makes all of it: there is no place that they share.
+      devices=merge_devices(own=True),
+      owners=dict.fromkeys((s.name for s in plan.layout.shards), jax.process_index()),
     )
   )
   return MergeResult(
