@@ -40,8 +40,7 @@ def main(argv: list[str]) -> None:
   keep_programs()
   given = flags.FLAGS
   processes.start(given.coordinator, given.num_processes, given.process_id)
-  with processes.leaving_at_once():
-    manifest = merge(config, show_progress=processes.is_first())
+  manifest = merge(config, show_progress=processes.is_first())
   if not processes.is_first():
     return
   content = manifest.content
@@ -69,7 +68,13 @@ def main(argv: list[str]) -> None:
 def run() -> None:
   """Entry point of `resmerge-merge` and `python -m tools.merge`."""
   tune_allocation()
-  run_app(main, __doc__, define=_define_flags)
+  try:
+    run_app(main, __doc__, define=_define_flags)
+  except BaseException as end:
+    from resmerge_jax import processes  # not before the command has started again
+
+    processes.leave_at_once(end)
+    raise
 
 
 def _define_flags(argv: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from resmerge_jax.checkpoint.group import check_group
@@ -80,7 +81,8 @@ def merge_state_dicts(
     memory_checkpoint(base, 'base'),
     [memory_checkpoint(expert, id) for id, expert in named.items()],
   )
-  devices = merge_devices()
+  # Each of several processes makes all of it: there is no place that they share.
+  devices = merge_devices(own=True)
   plan = make_plan(
     group,
     RELEASE_RULES if rules is None else rules_from(rules),
@@ -107,6 +109,7 @@ def merge_state_dicts(
       weights=weights or (1.0,) * len(named),
       seed=seed,
       devices=devices,
+      owners=dict.fromkeys((s.name for s in plan.layout.shards), jax.process_index()),
     )
   )
   return MergeResult(
