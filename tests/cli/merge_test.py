@@ -72,6 +72,7 @@ def test_every_flag_reaches_the_config(group, tmp_path):
     '--vocab=pad',
     '--overwrite',
     '--seed=3',
+    '--mesh=row:8',
   )
   del config['rules']
   assert config == {
@@ -87,6 +88,8 @@ def test_every_flag_reaches_the_config(group, tmp_path):
     'vocab': 'pad',
     'overwrite': True,
     'seed': 3,
+    'mesh': [1, 8],
+    'whole_files': False,
   }
   base, *experts = (groups.load(path) for path in (group.base, *group.experts))
   for name, got in groups.load(tmp_path / 'out').items():
