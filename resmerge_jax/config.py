@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,8 @@ class MergeConfig:
   the method itself where that is task arithmetic). `weights`: one per
   expert, for task arithmetic. `max_shard_size` None keeps the base's shard layout;
   `memory_budget` None lets the plan choose. `resume` continues a run into this output
-  that stopped, or verifies an output that is complete.
+  that stopped, or verifies an output that is complete. `whole_files`: of several
+  processes each writes files of its own, on its own devices.
   """
 
   base: str | Path
@@ -46,6 +47,7 @@ class MergeConfig:
   seed: int = 0
   mesh: tuple[int, int] | str | None = None
   resume: bool = False
+  whole_files: bool = False
 
   def __post_init__(self) -> None:
     for name in ('experts', 'expert_ids', 'weights'):
@@ -72,17 +74,24 @@ def parse_mesh(mesh: Any) -> tuple[int, int]:
   Raises:
     InputError: another axis, or no positive number.
   """
+  pair: Any = mesh
   if isinstance(mesh, str):
-    axes = dict(part.partition(':')[::2] for part in mesh.replace(' ', '').split(','))
-    if axes.keys() <= {'layer', 'row'} and all(n.isdecimal() for n in axes.values()):
-      mesh = int(axes.get('layer', 1)), int(axes.get('row', 1))
-  pair = tuple(mesh)
-  if len(pair) != 2 or not all(isinstance(n, int) and n > 0 for n in pair):
+    parts = [part.partition(':')[::2] for part in mesh.replace(' ', '').split(',')]
+    axes = dict(parts)
+    once = len(axes) == len(parts) and axes.keys() <= {'layer', 'row'}
+    if once and all(n.isdecimal() for n in axes.values()):
+      pair = int(axes.get('layer', 1)), int(axes.get('row', 1))
+  if (
+    isinstance(pair, str)
+    or not isinstance(pair, Sequence)
+    or len(pair) != 2
+    or not all(isinstance(n, int) and n > 0 for n in pair)
+  ):
     raise InputError(
       f'mesh: got {mesh!r}, expected axes layer and row with numbers of devices',
       fix='write layer:4,row:2, or layer:8',
     )
-  return pair
+  return pair[0], pair[1]
 
 
 def outside_of(method: Any, outside: TaskArithmetic | None) -> TaskArithmetic:

@@ -33,3 +33,7 @@ class StoppedError(InputError):
 
   What is written stays on disk, and the same command with --resume continues it.
   """
+
+
+class EchoError(InputError):
+  """What one of several processes sees of another's error; that one tells more."""

@@ -127,6 +127,10 @@ def test_json_and_back(config):
   assert again.weights == config.weights
 
 
+def test_how_a_run_starts_is_no_part_of_what_it_makes():
+  assert to_plain(MergeConfig(**PLACES, resume=True)) == to_plain(MergeConfig(**PLACES))
+
+
 @pytest.mark.parametrize(
   ('values', 'text'),
   [

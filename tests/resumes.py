@@ -7,9 +7,12 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 import resmerge_jax
+from resmerge_jax.errors import InputError
 from resmerge_jax.plan.stacks import PROCESS_BYTES
+from resmerge_jax.writers.journal import Journal
 from tests import groups
 
 RULES = (
@@ -64,3 +67,34 @@ def lines(output: pathlib.Path) -> list[str]:
 def replace_folder(source: pathlib.Path, target: pathlib.Path) -> None:
   shutil.rmtree(target, ignore_errors=True)
   shutil.copytree(source, target)
+
+
+def resume(
+  group: groups.Group, output: pathlib.Path, **settings: Any
+) -> resmerge_jax.Manifest:
+  return groups.merge(group, output, resume=True, **{**SETTINGS, **settings})
+
+
+def stop(
+  group: groups.Group,
+  output: pathlib.Path,
+  monkeypatch: pytest.MonkeyPatch,
+  n_steps: int = 7,
+  error: Any = KeyboardInterrupt,
+  **settings: Any,
+) -> BaseException:
+  """A run that ends by `error` when it has finished `n_steps`."""
+  add, added = Journal.add, []
+
+  def stopping(self, entry, files):
+    if len(added) == n_steps:
+      raise error
+    added.append(entry)
+    add(self, entry, files)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Journal, 'add', stopping)
+    expected = error if isinstance(error, type) else type(error)
+    with pytest.raises((expected, InputError)) as caught:
+      groups.merge(group, output, **{**SETTINGS, **settings})
+  return caught.value

@@ -1,10 +1,12 @@
 """What all commands share: help that teaches, and errors without a traceback."""
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import NoReturn
 
 from absl import app, flags, logging
 
@@ -13,10 +15,9 @@ from resmerge_jax.errors import InputError
 _HELP_FLAGS = {'-h', '-?', '-help', '--help', '-helpshort', '--helpshort', '--helpfull'}
 _SIGNALLED = 128  # plus the signal's number, as shells report it
 _BROKEN_PIPE = _SIGNALLED + signal.SIGPIPE
-
-
-class TerminatedError(KeyboardInterrupt):
-  """SIGTERM, which ends a command as Ctrl-C does: cleaning up on the way."""
+_SWALLOWING = {'__del__', '_xla_gc_callback'}  # the second is JAX's
+_SOON_S = 0.02
+_SIGNALS = {signal.SIGINT: 'interrupted', signal.SIGTERM: 'terminated'}
 
 
 def no_arguments(argv: list[str]) -> None:
@@ -76,21 +77,57 @@ def run_app(
       # absl leaves with 1 after showing help, which was asked for and worked.
       sys.exit(0 if _HELP_FLAGS.intersection(argv) else error_status)
 
-  before = signal.signal(signal.SIGTERM, _terminate)
+  with _signals_raise() as received:
+    try:
+      app.run(guarded, flags_parser=parse)
+    except KeyboardInterrupt as error:
+      _end(received[-1] if received else signal.SIGINT, error)
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[list[signal.Signals]]:
+  """SIGTERM and Ctrl-C raise KeyboardInterrupt, and are noted in the list.
+
+  A signal that is ignored (a command under nohup, say) stays so.
+  """
+  received: list[signal.Signals] = []
+
+  def raise_now_or_soon(number: int, frame: FrameType | None) -> None:
+    if number != signal.SIGALRM:
+      received.append(signal.Signals(number))
+    if _would_be_lost(frame):
+      signal.setitimer(signal.ITIMER_REAL, _SOON_S)
+    elif received:
+      raise KeyboardInterrupt
+
+  before = {n: signal.getsignal(n) for n in (*_SIGNALS, signal.SIGALRM)}
+  for number, handler in before.items():
+    if handler is not signal.SIG_IGN:
+      signal.signal(number, raise_now_or_soon)
   try:
-    app.run(guarded, flags_parser=parse)
-  except KeyboardInterrupt as error:
-    by_term = isinstance(error, TerminatedError)
-    what = 'terminated' if by_term else 'interrupted'
-    print('; '.join([what, *_notes(error)]), file=sys.stderr)
-    sys.exit(_SIGNALLED + (signal.SIGTERM if by_term else signal.SIGINT))
+    yield received
   finally:
-    signal.signal(signal.SIGTERM, before)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    for number, handler in before.items():
+      signal.signal(number, handler)
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-  del number, frame
-  raise TerminatedError
+def _would_be_lost(frame: FrameType | None) -> bool:
+  """Whether an exception raised in `frame` would end an import half done, which some
+  libraries print or turn into errors of their own, or vanish in a callback of the
+  garbage collector.
+  """
+  while frame is not None:
+    code = frame.f_code
+    if 'importlib._bootstrap' in code.co_filename or code.co_name in _SWALLOWING:
+      return True
+    frame = frame.f_back
+  return False
+
+
+def _end(number: signal.Signals, error: BaseException) -> NoReturn:
+  print('; '.join([_SIGNALS[number], *_notes(error)]), file=sys.stderr)
+  sys.exit(_SIGNALLED + number)
 
 
 def _notes(error: BaseException) -> list[str]:

@@ -25,7 +25,7 @@ Examples:
 from absl import flags
 
 from resmerge_jax.cli.app import no_arguments, run_app
-from resmerge_jax.cli.runtime import keep_programs, use_huge_pages
+from resmerge_jax.cli.runtime import keep_programs, tune_allocation
 from resmerge_jax.sizes import format_size
 
 
@@ -40,8 +40,7 @@ def main(argv: list[str]) -> None:
   keep_programs()
   given = flags.FLAGS
   processes.start(given.coordinator, given.num_processes, given.process_id)
-  with processes.leaving_at_once():
-    manifest = merge(config, show_progress=processes.is_first())
+  manifest = merge(config, show_progress=processes.is_first())
   if not processes.is_first():
     return
   content = manifest.content
@@ -68,8 +67,14 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
   """Entry point of `resmerge-merge` and `python -m tools.merge`."""
-  use_huge_pages()
-  run_app(main, __doc__, define=_define_flags)
+  tune_allocation()
+  try:
+    run_app(main, __doc__, define=_define_flags)
+  except BaseException as end:
+    from resmerge_jax import processes  # not before the command has started again
+
+    processes.leave_at_once(end)
+    raise
 
 
 def _define_flags(argv: list[str]) -> list[str]:

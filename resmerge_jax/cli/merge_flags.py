@@ -32,6 +32,7 @@ DEFAULT_CONFIG = 'resmerge'
 FIELDS = (
   'base', 'experts', 'expert_ids', 'output', 'output_dtype', 'max_shard_size',
   'memory_budget', 'vocab', 'overwrite', 'seed', 'resume', 'weights', 'mesh',
+  'whole_files',
 )  # fmt: skip
 
 
@@ -97,6 +98,12 @@ def _define_plain_flags() -> None:
     'resume',
     None,
     'continue this merge where it stopped; verify the output if it is complete',
+  )
+  flags.DEFINE_boolean(
+    'whole_files',
+    None,
+    'each process writes weight files of its own, for object stores and other storage '
+    'that does not let several write to one file',
   )
   flags.DEFINE_string(
     'mesh',

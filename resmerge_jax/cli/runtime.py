@@ -6,9 +6,10 @@ import platform
 import sys
 
 MALLOC = 'GLIBC_TUNABLES'
-HUGE_PAGES = (
+# One heap, which keeps what is freed of it; large blocks go back to the system.
+ALLOCATION = (
   'glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1'
-  ':glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8294967296'
+  ':glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=134217728'
 )
 
 # Without these libtpu looks for the TPU of this machine, and says so at length.
@@ -22,15 +23,15 @@ _NO_TPU = {
 }
 
 
-def use_huge_pages() -> None:
+def tune_allocation() -> None:
   """Starts the command again with malloc asking for huge pages, on Linux with glibc.
 
-  XLA allocates its temporary arrays anew for every step; with 4 KiB pages their
-  faults cost as much as the arithmetic. The C library reads this setting only at
+  XLA allocates its temporary arrays anew for every step; with 4 KiB pages, or pages
+  given back each time, their faults cost as much as the arithmetic. The C library reads this setting only at
   program start. A value that the user has set stands.
   """
   if platform.libc_ver()[0] == 'glibc' and MALLOC not in os.environ:
-    os.environ[MALLOC] = HUGE_PAGES
+    os.environ[MALLOC] = ALLOCATION
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

@@ -122,11 +122,11 @@ def _whole_space(
   """
   d_RxC = delta_RxC * scale
   if d_RxC.shape[0] >= d_RxC.shape[1]:
-    theta_M, s_CxM = jnp.linalg.eigh(_dot('rc,rm->cm', d_RxC, d_RxC))
+    s_CxM, theta_M = _eigh(_dot('rc,rm->cm', d_RxC, d_RxC))
     v_PxC = s_CxM[:, ::-1][:, :p].T
     y_PxR = _dot('rc,pc->rp', delta_RxC, v_PxC).T
   else:
-    theta_M, s_RxM = jnp.linalg.eigh(_dot('rc,mc->rm', d_RxC, d_RxC))
+    s_RxM, theta_M = _eigh(_dot('rc,mc->rm', d_RxC, d_RxC))
     u_PxR = s_RxM[:, ::-1][:, :p].T
     v_PxC = _dot('pr,rc->pc', u_PxR, d_RxC)
     size_P = jnp.linalg.norm(v_PxC, axis=1, keepdims=True)
@@ -158,16 +158,16 @@ def _krylov(
     # |B x| of the longest x: what is left of it below this is rounding
     least = NOISE * EPS * jnp.max(jnp.abs(t_PxM))
     w_PxC = _project_out(w_PxC - _dot('pm,mc->pc', t_PxM, v_MxC), v_MxC)
-    gram_PxP = _dot('pc,qc->pq', w_PxC, w_PxC)
+    gram_PxP = _gram(w_PxC)
     x_PxC = _project_out(_orthonormal(w_PxC, gram_PxP, least), v_MxC)
-    x_PxC = _orthonormal(x_PxC, _dot('pc,qc->pq', x_PxC, x_PxC), 1e-3)
+    x_PxC = _orthonormal(x_PxC, _gram(x_PxC), 1e-3)
     return v_MxC, t_MxM, x_PxC, gram_PxP
 
   def cycle(basis: _Basis) -> _Basis:
     state = (basis.v_MxC, basis.t_MxM, basis.x_PxC, jnp.zeros((p, p)))
     n_steps = jnp.clip(MIN_STEPS * basis.cycle, MIN_STEPS, MAX_STEPS)
     v_MxC, t_MxM, x_PxC, gram_PxP = jax.lax.fori_loop(0, n_steps, step, state)
-    theta_M, s_MxM = jnp.linalg.eigh((t_MxM + t_MxM.T) / 2)
+    s_MxM, theta_M = _eigh((t_MxM + t_MxM.T) / 2)
     theta_M, s_MxM = theta_M[::-1], s_MxM[:, ::-1]
     last_PxM = jax.lax.dynamic_slice_in_dim(s_MxM, kept + (n_steps - 1) * p, p)
     rho_M = jnp.sqrt(
@@ -207,7 +207,7 @@ def _polish(
   """Rayleigh-Ritz once more from clean products, and measured residuals."""
   v_MxC = 1.5 * v_MxC - 0.5 * _dot('mj,jc->mc', _dot('mc,jc->mj', v_MxC, v_MxC), v_MxC)
   y_MxR = _dot('rc,mc->rm', delta_RxC, v_MxC).T
-  theta_M, s_MxM = jnp.linalg.eigh(_dot('mr,jr->mj', y_MxR * scale, y_MxR * scale))
+  s_MxM, theta_M = _eigh(_dot('mr,jr->mj', y_MxR * scale, y_MxR * scale))
   s_MxM = s_MxM[:, ::-1]
   y_MxR, v_MxC = _dot('mj,mr->jr', s_MxM, y_MxR), _dot('mj,mc->jc', s_MxM, v_MxC)
   theta_M = jnp.maximum(theta_M[::-1], 0.0)
@@ -228,7 +228,18 @@ def _orthonormal(
   `gram_PxP` is w w^T. It resolves directions down to sqrt(EPS) of the longest; the
   shorter ones are rotated apart and rescaled, but orthonormal only after a second call.
   """
-  _, q_PxP = jnp.linalg.eigh(gram_PxP)
+  q_PxP, _ = _eigh(gram_PxP)
   w_PxC = _dot('pq,pc->qc', q_PxP, w_PxC)
-  square_P = jnp.sum(w_PxC * w_PxC, axis=1, keepdims=True)
+  # A product instead of a sum of squares: XLA:CPU has a kernel ready for it.
+  square_PxP = jnp.where(np.eye(len(gram_PxP), dtype=bool), _gram(w_PxC), 0.0)
+  square_P = jnp.sum(square_PxP, axis=1, keepdims=True)
   return w_PxC * jnp.where(square_P > least**2, jax.lax.rsqrt(square_P), 0.0)
+
+
+def _gram(w_PxC: jax.Array) -> jax.Array:
+  return _dot('pc,qc->pq', w_PxC, w_PxC)
+
+
+def _eigh(gram_MxM: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """(vectors in columns, values ascending); only the lower triangle is read."""
+  return jax.lax.linalg.eigh(gram_MxM, symmetrize_input=False)

@@ -18,6 +18,7 @@ from resmerge_jax.pipeline.chips import Chip, chip_of
 from resmerge_jax.pipeline.hlo import Collective, collectives
 from resmerge_jax.pipeline.kernels import KernelSpec, compile_kernel, step_spec
 from resmerge_jax.pipeline.stream import COMPILE_THREADS
+from resmerge_jax.plan.accelerators import Accelerators
 from resmerge_jax.plan.plan import MergePlan
 from resmerge_jax.plan.stacks import FLOAT32, Step
 from resmerge_jax.sharding import AXES
@@ -128,11 +129,11 @@ def compile_ahead(
   """Compiles every distinct step of `plan`; `progress` hears of each before it starts."""
   chip = chip_of(devices[0])
   assert chip is not None
-  assert plan.accelerators is not None
+  assert isinstance(plan.devices, Accelerators)
   steps: dict[KernelSpec, list[Step]] = {}
   for step in plan.steps:
     if step.stack.action != 'base':
-      spec = step_spec(step, method, outside, plan.accelerators.mesh)
+      spec = step_spec(step, method, outside, plan.devices.mesh)
       steps.setdefault(spec, []).append(step)
 
   def compiled(spec: KernelSpec) -> Program | Misfit:

@@ -6,14 +6,15 @@ from typing import Any
 from resmerge_jax.checkpoint.summary import table
 from resmerge_jax.pipeline.ahead import CYCLE_STEPS, CYCLES, Ahead, Program, named
 from resmerge_jax.pipeline.hlo import WHERE
+from resmerge_jax.plan.accelerators import Accelerators
 from resmerge_jax.plan.plan import MergePlan
 from resmerge_jax.sizes import format_size
 
 
 def describe_ahead(ahead: Ahead, plan: MergePlan) -> list[str]:
   """Lines: one per program, then totals."""
-  assert plan.accelerators is not None
-  n_processes = plan.accelerators.n_processes
+  assert isinstance(plan.devices, Accelerators)
+  n_processes = plan.devices.n_processes
   chip, n_chips = ahead.chip, len(ahead.devices)
   settled, at_most = (sum(CYCLE_STEPS[:n]) for n in CYCLES.values())
   moved = [sum(_moved(p, n) for p in ahead.programs) for n in CYCLES.values()]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from resmerge_jax.checkpoint.group import ExpertGroup
-from resmerge_jax.errors import InputError
+from resmerge_jax.errors import EchoError, InputError
 from resmerge_jax.host_float import to_float32
 from resmerge_jax.pipeline.fetched import Fetched
 from resmerge_jax.pipeline.staging import Staged
@@ -30,12 +30,28 @@ def check_merged(
     layers = [fetched.layers[at] for at in suspect]
     _check_inputs(group, step, inputs, layers)
     _check_output(step, {p.layer: p.out_RxC for p in fetched.pieces}, layers)
+    if not _holds_all(step, fetched, layers):
+      raise EchoError(
+        'NaN or Inf in the weights, or updates too large for float32, in rows that '
+        'another process reads',
+        [step.names[layer] for layer in layers],
+        fix='see the message of that process',
+      )
     raise InputError(
       'updates too large for float32 (their squares overflow)',
       [step.names[layer] for layer in layers],
       why='norms and heads of such a matrix cannot be computed',
       fix='look at the experts: weights of this size are the sign of a broken training',
     )
+
+
+def _holds_all(step: Step, fetched: Fetched, layers: Sequence[int]) -> bool:
+  """Whether this process has all rows of these layers, not only their sums."""
+  n_rows = step.row_stop - step.row_start
+  return all(
+    sum(len(p.rows) for p in fetched.pieces if p.layer == layer) == n_rows
+    for layer in layers
+  )
 
 
 def check_copied(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jax
 
-from resmerge_jax.plan.accelerators import Accelerators
+from resmerge_jax.plan.accelerators import Accelerators, Cpu
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,22 +46,21 @@ def chip_of(device: jax.Device) -> Chip | None:
   return CHIPS.get(KINDS.get(device.device_kind, ''))
 
 
-def accelerators(
+def device_facts(
   devices: Sequence[jax.Device], mesh: tuple[int, int] | None = None
-) -> Accelerators | None:
-  """What the plan must know of these devices; None where they are CPUs.
+) -> Accelerators | Cpu:
+  """What the plan must know of these devices.
 
   The memory is that of the table, so that real devices and a topology give one plan;
   other kinds of device are asked, and count as CPUs if they cannot tell.
   """
-  if devices[0].platform == 'cpu':
-    return None
-  chip = chip_of(devices[0])
+  n_processes = len({device.process_index for device in devices})
+  chip = None if devices[0].platform == 'cpu' else chip_of(devices[0])
   if not chip and 'bytes_limit' not in (devices[0].memory_stats() or {}):
-    return None
+    return Cpu(mesh[0] if mesh else len(devices), n_processes)
   return Accelerators(
     count=math.prod(mesh) if mesh else len(devices),
     bytes_each=chip.memory if chip else devices[0].memory_stats()['bytes_limit'],
-    n_processes=len({device.process_index for device in devices}),
+    n_processes=n_processes,
     mesh=mesh,
   )

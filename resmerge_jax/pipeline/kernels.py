@@ -29,11 +29,12 @@ from resmerge_jax.sharding import (
 )
 from resmerge_jax.types import DTYPES, Family
 
-# The classic emitters compile our programs a third faster than XLA:CPU's new ones, and
-# the result runs as fast (measured, docs/performance.md).
+# These compile our programs a third faster than XLA:CPU's defaults, and the result runs
+# as fast (measured, docs/performance.md).
 CPU_OPTIONS: dict[str, str | bool] = {
   'xla_cpu_use_fusion_emitters': False,
   'xla_backend_optimization_level': '1',
+  'xla_cpu_parallel_codegen_split_count': '2',
 }
 
 

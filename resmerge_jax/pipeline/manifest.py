@@ -72,7 +72,9 @@ def plan_facts(
     'bytes_read': plan.bytes_read,
     'bytes_written': plan.bytes_written,
     'predicted_peak_memory_bytes': plan.peak_memory,
-    'devices': [str(device) for device in merge_devices()],
+    'devices': collections.Counter(
+      device.device_kind for device in merge_devices(own=config.whole_files)
+    ),
     'rules': [
       {**dataclasses.asdict(rule), 'tensors': n} for rule, n in plan.rule_counts.items()
     ],

@@ -18,7 +18,7 @@ from resmerge_jax.checkpoint.reader import CheckpointReader
 from resmerge_jax.config import MergeConfig, outside_of
 from resmerge_jax.errors import InputError
 from resmerge_jax.methods.table import method_of
-from resmerge_jax.pipeline.chips import accelerators
+from resmerge_jax.pipeline.chips import device_facts
 from resmerge_jax.pipeline.manifest import (
   checksums,
   identity_of,
@@ -30,11 +30,12 @@ from resmerge_jax.pipeline.records import Records
 from resmerge_jax.pipeline.resume import Found, look, verify_complete
 from resmerge_jax.pipeline.side_files import side_files
 from resmerge_jax.pipeline.stream import Work, silent, stream
+from resmerge_jax.pipeline.whole_files import by_file, owners
 from resmerge_jax.plan.plan import MergePlan, make_plan
 from resmerge_jax.processes import together, watched
 from resmerge_jax.sharding import merge_devices
 from resmerge_jax.writers.check import check_output, resolved
-from resmerge_jax.writers.partial import partial_path
+from resmerge_jax.writers.partial import await_shared, partial_path
 from resmerge_jax.writers.resumable import ResumableWriter, is_bad_input
 from resmerge_jax.writers.verify import bytes_to_verify, load_manifest
 
@@ -82,16 +83,17 @@ def plan_for(
   assert config.max_shard_size is None or isinstance(config.max_shard_size, int)
   assert config.memory_budget is None or isinstance(config.memory_budget, int)
   assert not isinstance(config.mesh, str)
-  devices = merge_devices(config.mesh, devices)
-  return make_plan(
+  devices = merge_devices(config.mesh, devices, own=config.whole_files)
+  plan = make_plan(
     group,
     config.rules,
     whole_matrix=method_of(config.method).whole_matrix,
     output_dtype=config.output_dtype,
     max_shard_size=config.max_shard_size,
     budget=config.memory_budget,
-    accelerators=accelerators(devices, config.mesh),
+    devices=device_facts(devices, config.mesh),
   )
+  return by_file(plan) if config.whole_files else plan
 
 
 def prepare(
@@ -120,6 +122,11 @@ def prepare(
     inputs = [pathlib.Path(path) for path in (config.base, *config.experts)]
     notes = check_output(
       config.output, inputs, plan.bytes_written, config.overwrite, found.stopped
+    )
+  if config.whole_files and len(plan.layout.shards) < jax.process_count():
+    notes.append(
+      f'{len(plan.layout.shards)} weight files for {jax.process_count()} processes: '
+      'the others have nothing to do (--max_shard_size makes more files)'
     )
   return dataclasses.replace(prepared, found=found, notes=tuple(notes))
 
@@ -173,13 +180,15 @@ def merge(config: MergeConfig, *, show_progress: bool = False) -> Manifest:
     records, seconds = _stream(stack, config, prepared, writer, show_progress)
     with together():
       if jax.process_index():
-        writer.leave()
-      else:
+        writer.leave()  # files are complete, and closed
+    with together():
+      if jax.process_index() == 0:
         for step, numbers in writer.gather(jax.process_count()):
           if numbers is not None:
             records.restore(step, numbers)
         seconds['until_commit'] = time.perf_counter() - start
         late = _commit(config, prepared, writer, records, seconds)
+  await_shared(writer.output / 'manifest.json')
   content = load_manifest(writer.output)
   notes = (*prepared.notes, *writer.notes)
   if jax.process_index():
@@ -197,7 +206,6 @@ def _stream(
   """Merges all weights; returns once those of all processes are durable."""
   group, plan = prepared.group, prepared.plan
   assert not isinstance(config.mesh, str)
-  left = [s for i, s in enumerate(plan.steps) if i not in writer.finished]
   readers = [
     stack.enter_context(CheckpointReader(source, states))
     for source, states in zip(group.sources, prepared.states, strict=True)
@@ -211,13 +219,14 @@ def _stream(
     outside=outside_of(config.method, config.outside),
     weights=config.weights or (1.0,) * len(group.experts),
     seed=config.seed,
-    devices=merge_devices(config.mesh),
+    devices=merge_devices(config.mesh, own=config.whole_files),
     mesh_shape=config.mesh,
-    progress=stack.enter_context(
-      _progress(sum(step.nbytes for step in left), show_progress)
-    ),
     finished=writer.finished,
+    owners=owners(plan, jax.process_count()) if config.whole_files else None,
   )
+  n_bytes = sum(step.nbytes for step in work.steps)
+  progress = stack.enter_context(_progress(n_bytes, show_progress))
+  work = dataclasses.replace(work, progress=progress)
   with watched(partial_path(writer.output), is_bad_input):
     records, seconds = stream(work)
     check_unchanged(zip(group.sources, prepared.states, strict=True))
@@ -266,6 +275,10 @@ def _writer(
   What a run left that stopped is verified.
   """
   plan, index = prepared.plan, jax.process_index()
+  own_files = None
+  if config.whole_files:
+    whose = owners(plan, jax.process_count())
+    own_files = {file for file, process in whose.items() if process == index}
   for turn in (index == 0, index > 0):
     with together(), _progress(plan.bytes_written, shown and turn) as progress:
       if turn:
@@ -279,6 +292,7 @@ def _writer(
             resume=config.resume,
             progress=progress,
             process=index,
+            own_files=own_files,
           )
         )
   return writer

@@ -8,7 +8,7 @@ from typing import Any
 from resmerge_jax.errors import InputError
 from resmerge_jax.pipeline.manifest import identity_of
 from resmerge_jax.writers.identity import differences
-from resmerge_jax.writers.partial import claim, is_live, partial_path, release
+from resmerge_jax.writers.partial import claim, in_use, is_live, partial_path, release
 from resmerge_jax.writers.resumable import check_resumable
 from resmerge_jax.writers.verify import load_manifest, verify_folder
 
@@ -25,9 +25,11 @@ def look(output: pathlib.Path, identity: Mapping[str, Any], overwrite: bool) -> 
   """What is there of the merge that `identity` describes. Touches nothing.
 
   Raises:
-    InputError: another merge is there, complete and not to be overwritten, or stopped;
-      every difference is named.
+    InputError: a run is writing it; another merge is there, complete and not to be
+      overwritten, or stopped: every difference is named.
   """
+  if is_live(output):
+    raise in_use(output)
   try:
     manifest = load_manifest(output)
     problems = differences(identity, identity_of(manifest))
@@ -55,7 +57,7 @@ def verify_complete(
 ) -> list[str]:
   """Damage found in a complete output; removes what its own run left beside it."""
   problems = verify_folder(output, manifest, progress)
-  if problems or not partial_path(output).exists() or is_live(output):
+  if problems or not partial_path(output).exists():
     return problems
   try:
     ours = check_resumable(output, identity) is not None

@@ -73,6 +73,7 @@ class Work:
   """What the loop needs beside the plan. `weights`: one per expert.
 
   `finished`: place in the plan -> numbers, of steps that an earlier run wrote.
+  `owners`: the process that makes each weight file alone, on `devices` of its own.
   """
 
   plan: MergePlan
@@ -87,11 +88,21 @@ class Work:
   progress: Callable[[str, int], None] = silent
   finished: Mapping[int, Any] = dataclasses.field(default_factory=dict)
   mesh_shape: tuple[int, int] | None = None
+  owners: Mapping[str, int] | None = None
 
   @functools.cached_property
   def places(self) -> dict[int, Places]:
     """By the id of a step: where this process takes part in it."""
     return {id(s): _places(self, i, s) for i, s in enumerate(self.plan.steps)}
+
+  @property
+  def steps(self) -> list[Step]:
+    """What is left to do for this process."""
+    return [
+      step
+      for i, step in enumerate(self.plan.steps)
+      if i not in self.finished and self.places[id(step)]
+    ]
 
 
 def stream(work: Work) -> tuple[Records, dict[str, float]]:
@@ -104,11 +115,7 @@ def stream(work: Work) -> tuple[Records, dict[str, float]]:
   for i, numbers in work.finished.items():
     if numbers is not None:
       records.restore(work.plan.steps[i], numbers)
-  steps = deque(
-    step
-    for i, step in enumerate(work.plan.steps)
-    if i not in work.finished and work.places[id(step)]
-  )
+  steps = deque(work.steps)
   seconds = dict.fromkeys(
     ('read_wait', 'compile_wait', 'compute_wait', 'finish_wait'), 0.0
   )
@@ -177,14 +184,18 @@ def _spec(work: Work, step: Step) -> KernelSpec:
 
 def _places(work: Work, number: int, step: Step) -> Places:
   """Where this process takes part in a step: nowhere, if it has none of its devices."""
-  stack = step.stack
+  stack, process = step.stack, jax.process_index()
+  if work.owners is not None:
+    owner = work.owners[work.plan.layout.where[step.names[0]].file]
+  else:
+    owner = process if _computes(step) else number % jax.process_count()
+  if owner != process:
+    return []
   if _computes(step):
     spec = _spec(work, step)
     return places(
       stack_sharding(spec.mesh(work.devices)), spec.padded_shape(work.devices)
     )
-  if number % jax.process_count() != jax.process_index():
-    return []
   return [(None, range(stack.layers), range(stack.rows))]
 
 
@@ -258,7 +269,7 @@ def _finish(
     )
     staging.give_back(inputs.buffer)
   else:
-    read_layer = functools.partial(_read_layer, work, pool, step)
+    read_layer = functools.partial(_whole_layer, work, pool, step, inputs)
     fetched, exact_LxN = replace_flagged(
       spec,
       step,
@@ -276,11 +287,20 @@ def _finish(
   work.progress(step.label, step.nbytes)
 
 
-def _read_layer(work: Work, pool: ThreadPoolExecutor, step: Step, layer: int) -> Shard:
-  """All rows of one layer of a step, in memory of its own."""
-  one = dataclasses.replace(step, names=step.names[layer : layer + 1])
-  where = [(None, range(1), range(step.stack.rows))]
-  target = staged(Staging(1), where, step.stack)
+def _whole_layer(
+  work: Work, pool: ThreadPoolExecutor, step: Step, inputs: Staged, layer: int
+) -> Shard:
+  """All rows of one layer of a step: as staged, or read again if they are not here."""
+  one, rows = (
+    dataclasses.replace(step, names=step.names[layer : layer + 1]),
+    step.stack.rows,
+  )
+  for shard in inputs.shards:
+    if layer in shard.layers and len(shard.rows) >= rows:
+      at = slice(layer - shard.layers.start, layer - shard.layers.start + 1)
+      base, experts = shard.base[at, :rows], shard.experts[at, :, :rows]
+      return Shard(None, range(1), range(rows), base, experts)
+  target = staged(Staging(1), [(None, range(1), range(rows))], step.stack)
   fill(one, target, work.group, work.readers, pool)
   return target.shards[0]
 

@@ -29,6 +29,17 @@ class Accelerators:
 
 
 @dataclasses.dataclass(frozen=True)
+class Cpu:
+  """CPU devices: how many can take layers of their own, and their processes.
+
+  More than one only where the user asks for virtual devices or starts several processes.
+  """
+
+  count: int = 1
+  n_processes: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class RowBytes:
   """Bytes per row of a step: its stored input, all on the device, all on the host."""
 

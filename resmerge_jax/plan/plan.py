@@ -10,7 +10,7 @@ from typing import Any
 
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.errors import InputError
-from resmerge_jax.plan.accelerators import Accelerators
+from resmerge_jax.plan.accelerators import Accelerators, Cpu
 from resmerge_jax.plan.layout import OutputLayout, lay_out
 from resmerge_jax.plan.rules import Rule, assign, traps
 from resmerge_jax.plan.stacks import (
@@ -36,7 +36,7 @@ class MergePlan:
   layout: OutputLayout
   warnings: tuple[str, ...]
   budget: int
-  accelerators: Accelerators | None = None
+  devices: Accelerators | Cpu = Cpu()  # noqa: RUF009 (frozen)
 
   @property
   def bytes_read(self) -> int:
@@ -48,7 +48,7 @@ class MergePlan:
 
   @property
   def peak_memory(self) -> int:
-    return peak_memory(self.stacks, self.accelerators)
+    return peak_memory(self.stacks, self.devices)
 
   @property
   def rule_counts(self) -> dict[Rule, int]:
@@ -112,7 +112,7 @@ def make_plan(
   output_dtype: str,
   max_shard_size: int | None = None,
   budget: int | None = None,
-  accelerators: Accelerators | None = None,
+  devices: Accelerators | Cpu = Cpu(),  # noqa: B008 (frozen)
 ) -> MergePlan:
   """The plan of merging `group`. Reads nothing.
 
@@ -121,7 +121,7 @@ def make_plan(
     output_dtype: 'base' or a name of OUTPUT_CODES; integers keep their dtype.
     budget: bytes; None takes 2 GiB, or what the largest matrix needs; on accelerators
       what the steps need that suit their memory.
-    accelerators: what computes; None: the CPU.
+    devices: what computes.
 
   Raises:
     InputError: a tensor that no rule covers; a budget that is too small.
@@ -140,9 +140,9 @@ def make_plan(
     out,
     whole_matrix=whole_matrix,
     budget=budget,
-    accelerators=accelerators,
+    devices=devices,
   )
-  needed = peak_memory(stacks, accelerators)
+  needed = peak_memory(stacks, devices)
   return MergePlan(
     table=rules,
     rules=assigned,
@@ -155,7 +155,7 @@ def make_plan(
       *traps(stored, assigned),
     ),
     budget=budget if budget is not None else max(DEFAULT_BUDGET, needed),
-    accelerators=accelerators,
+    devices=devices,
   )
 
 

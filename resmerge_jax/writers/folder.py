@@ -5,10 +5,11 @@ import pathlib
 import shutil
 import types
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Self
 
+from resmerge_jax.errors import InputError, StoppedError
 from resmerge_jax.plan.layout import INDEX_NAME, OutputLayout, ShardFile
 from resmerge_jax.writers.check import check_free, check_output, resolved
 from resmerge_jax.writers.disk import (
@@ -22,6 +23,7 @@ from resmerge_jax.writers.disk import (
   write_all,
 )
 from resmerge_jax.writers.partial import (
+  await_shared,
   claim,
   explained,
   is_occupied,
@@ -55,6 +57,7 @@ class FolderWriter:
       weight files of an earlier run; they are kept if the output cannot be prepared.
     joins: another process has prepared the output and will commit it; this one only
       writes its bytes.
+    own_files: the weight files that this process alone creates and writes, None: all.
 
   Raises:
     InputError: another run writes this output, it is in the way, or the disk refuses.
@@ -67,6 +70,7 @@ class FolderWriter:
     overwrite: bool = False,
     lock_fd: int | None = None,
     joins: bool = False,
+    own_files: Collection[str] | None = None,
   ):
     self.output = resolved(output)
     self._layout = layout
@@ -76,10 +80,15 @@ class FolderWriter:
     self._spans: dict[str, list[Span]] = {name: [] for name in layout.where}
     self._lock_fd = lock_fd
     with self._explained(f'output {output} cannot be prepared'):
+      own = [s for s in layout.shards if own_files is None or s.name in own_files]
       if joins:
-        for shard in layout.shards:
-          path = self._new / (shard.name + _PART)
-          self._shard_fds[shard.name] = os.open(path, os.O_RDWR)
+        await_shared(self._new)
+        for shard in own:
+          if own_files is not None:
+            self._create(shard)
+          else:
+            path = self._new / (shard.name + _PART)
+            self._shard_fds[shard.name] = os.open(path, os.O_RDWR)
         return
       if self._lock_fd is None:
         self._lock_fd = claim(self.output)
@@ -87,9 +96,10 @@ class FolderWriter:
         check_free(self.output, overwrite)
         self._new.mkdir(exist_ok=True)
         self._hide()
-        for shard in layout.shards:
+        for shard in own:
           self._create(shard)
-        sync_folder(self._new)
+        for folder in (self._new, self._new.parent, self.output.parent):
+          sync_folder(folder)
       except BaseException:
         self.abort(keep=lock_fd is not None)
         raise
@@ -131,9 +141,16 @@ class FolderWriter:
   def holds(self, name: str, span: Span) -> bool:
     """Whether these bytes of an earlier run are on disk, by their checksum."""
     ref = self._layout.where[name]
-    fd, start = self._shard_fds[ref.file], ref.start
+    path, begin, end = (
+      (self._new / (ref.file + _PART)),
+      *(ref.start + n for n in span[:2]),
+    )
     with self._explained(f'cannot read {name} back from {ref.file} of {self.output}'):
-      return crc_of_range(fd, start + span.begin, start + span.end) == span.crc
+      try:
+        with path.open('rb') as file:
+          return crc_of_range(file.fileno(), begin, end) == span.crc
+      except FileNotFoundError:
+        return False
 
   def adopt(self, name: str, span: Span) -> None:
     """Counts bytes that `holds` found as written."""
@@ -163,15 +180,16 @@ class FolderWriter:
       RuntimeError: a byte of a tensor was not written exactly once.
     """
     self._check_complete()
-    reserved = {INDEX_NAME, *self._shard_fds}
+    reserved = {INDEX_NAME, *(shard.name for shard in self._layout.shards)}
     if clashes := sorted(reserved & files.keys()):
       raise RuntimeError(f'side files named like weight files: {clashes}')
     with self._explained(f'output {self.output} cannot be completed'):
       for name in sorted(files.keys() - {'config.json'}):
         self._put(name, files[name])
-      for name, fd in self._shard_fds.items():
+      for fd in self._shard_fds.values():
         os.fsync(fd)
-        os.rename(self._new / (name + _PART), self._new / name)
+      for shard in self._layout.shards:
+        os.rename(self._new / (shard.name + _PART), self._new / shard.name)
       if self._layout.index is not None:
         self._put(INDEX_NAME, self._layout.index)
       if 'config.json' in files:  # last: without it no loader takes the folder
@@ -245,7 +263,10 @@ class FolderWriter:
 
   def _swap(self) -> list[str]:
     """Puts the new folder in place and deletes the output it replaces."""
-    check_free(self.output, self._overwrite)
+    try:
+      check_free(self.output, self._overwrite)
+    except InputError as error:  # filled since the start: no fault of what was merged
+      raise StoppedError(str(error)) from error
     replaced, old = is_occupied(self.output), old_path(self.output)
     if replaced:
       os.rename(self.output, old)

@@ -42,7 +42,8 @@ def joined(entries: Iterable[Any]) -> list[Any]:
   for entry in entries:
     whole = steps.setdefault(entry['step'], {**entry, 'written': {}, 'numbers': None})
     for name, spans in entry['written'].items():
-      whole['written'].setdefault(name, []).extend(spans)
+      known = whole['written'].setdefault(name, [])
+      known.extend(span for span in spans if span not in known)
     if (numbers := entry['numbers']) is not None:
       all_of_them = whole['numbers'] or {'tensors': {}, 'differ': []}
       whole['numbers'] = {

@@ -12,11 +12,13 @@ import fcntl
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Iterator
 
 from resmerge_jax.errors import InputError, StoppedError
 from resmerge_jax.sizes import format_size
 
+SHARED_S = 60  # for which a network file system may not show what another host made
 _LOCK, _NEW, _JOURNAL = 'lock', 'new', 'journal-'
 
 
@@ -81,10 +83,32 @@ def no_space(
   )
 
 
+def await_shared(path: pathlib.Path) -> None:
+  """Returns when this process sees what process 0 has made at `path`.
+
+  Raises:
+    InputError: it does not within SHARED_S.
+  """
+  end = time.monotonic() + SHARED_S
+  while not path.exists():
+    if time.monotonic() > end:
+      raise InputError(
+        f'{path} is not there for this process',
+        why='process 0 has made it, and each process writes its part in there',
+        fix='choose an output on a file system that all processes share, under one path',
+      )
+    time.sleep(0.05)
+    for folder in (path.parent.parent, path.parent):
+      with contextlib.suppress(OSError):
+        os.listdir(
+          folder
+        )  # asks the server, where a name alone may be answered from memory
+
+
 def is_live(output: pathlib.Path) -> bool:
   """Whether a run is preparing `output` now: it holds the lock until it ends."""
   try:
-    fd = os.open(partial_path(output) / _LOCK, os.O_RDONLY)
+    fd = os.open(partial_path(output) / _LOCK, os.O_RDWR)
   except FileNotFoundError:
     return False
   with _closing_fd(fd):
@@ -110,7 +134,8 @@ def claim(output: pathlib.Path, keep: bool = False) -> int:
   while True:
     partial.mkdir(parents=True, exist_ok=True)
     try:
-      fd = os.open(partial / _LOCK, os.O_RDONLY | os.O_CREAT, 0o666)
+      # To lock for oneself alone, NFS wants a file that is open for writing.
+      fd = os.open(partial / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except FileNotFoundError:
       continue  # its run ended between the two lines
     if not _try_lock(fd, output):

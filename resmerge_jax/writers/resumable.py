@@ -1,10 +1,11 @@
 """A folder writer with a journal: what a run that stopped has written is used again."""
 
+import collections
 import contextlib
 import os
 import pathlib
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from resmerge_jax.checkpoint.reader import block_bytes
@@ -28,7 +29,7 @@ from resmerge_jax.writers.partial import (
 def check_resumable(
   output: pathlib.Path, identity: Mapping[str, Any]
 ) -> list[Any] | None:
-  """Entries of the journal of a run into `output` that stopped; None if there is none.
+  """Finished steps in the journal of a run into `output`; None if there are none.
 
   Raises:
     InputError: the run that stopped was another one; names every difference.
@@ -37,7 +38,7 @@ def check_resumable(
   with explained(f'the journal of {output} cannot be read', path):
     found, entries = read_journal(path)
     others = [read_journal(other) for other in journal_paths(output)[1:]]
-  if found is None:
+  if found is None or not (entries or any(each for _, each in others)):
     return None
   if problems := differences(identity, found):
     raise InputError(
@@ -64,6 +65,8 @@ class ResumableWriter:
     identity: what the run is (writers/identity.py), as JSON knows it.
     resume: continue a run that stopped, if there is one. Else what it left is deleted.
     progress: called with a label and bytes read back while they are verified.
+    own_files: as of `FolderWriter`; steps of one file then count once all are finished,
+      so that a file that is continued is never half written.
     process: which of several processes this is. Number 0 prepares the output before the
       others come, and commits what all have written.
 
@@ -82,30 +85,33 @@ class ResumableWriter:
     resume: bool,
     progress: Callable[[str, int], None],
     process: int = 0,
+    own_files: Collection[str] | None = None,
   ):
     self.finished: dict[int, Any] = {}  # step number -> its numbers for the records
     self.notes: list[str] = []
     self._layout, self._steps = layout, steps
     self._numbers = {id(step): i for i, step in enumerate(steps)}
     self._committed = False
+    self._waiting: dict[str, list[Any]] = {}  # file -> entries of its finished steps
     self.output = resolved(output)
     self._identity, self._process = identity, process
     lock_fd, saved = None, None
     if resume and process == 0:
       lock_fd, saved = self._claim_saved(identity)
-    self._folder = FolderWriter(output, layout, overwrite, lock_fd, joins=process > 0)
+    self._folder = FolderWriter(
+      output, layout, overwrite, lock_fd, joins=process > 0, own_files=own_files
+    )
     try:
       kept = [] if saved is None else self._verified(saved, progress)
       with self._explained():
+        if process:
+          self._take_finished()
+        path = journal_path(self.output, process)
+        self._journal = Journal(path, identity, kept, self._folder.sync)
         if process == 0:
           for path in journal_paths(self.output)[1:]:
             path.unlink()  # what counts of them is in ours now
-        else:
-          _, entries = read_journal(journal_path(self.output))
-          self.finished = {entry['step']: entry['numbers'] for entry in entries}
-        self._journal = Journal(
-          journal_path(self.output, process), identity, kept, self._folder.sync
-        )
+      self._unfinished = self._count_unfinished() if own_files is not None else None
     except BaseException:
       self._folder.abort(keep=bool(saved))
       raise
@@ -148,7 +154,25 @@ class ResumableWriter:
     }
     files = {self._layout.where[name].file for name in step.names}
     with self._explained():
-      self._journal.add(entry, files)
+      for ready in self._ready(entry, files):
+        self._journal.add(ready, files)
+
+  def _count_unfinished(self) -> collections.Counter[str]:
+    """Steps to do of each file, where no step touches two."""
+    return collections.Counter(
+      self._layout.where[step.names[0]].file
+      for i, step in enumerate(self._steps)
+      if i not in self.finished
+    )
+
+  def _ready(self, entry: Any, files: Collection[str]) -> list[Any]:
+    """Entries that count now that this one is finished."""
+    if self._unfinished is None:
+      return [entry]
+    (file,) = files
+    self._waiting.setdefault(file, []).append(entry)
+    self._unfinished[file] -= 1
+    return [] if self._unfinished[file] else self._waiting.pop(file)
 
   def spans(self, name: str) -> list[Span]:
     """What was written of a tensor, in this run and before."""
@@ -204,6 +228,23 @@ class ResumableWriter:
     self.notes.append('nothing to resume: the merge starts from the beginning')
     return None, None
 
+  def _take_finished(self) -> None:
+    """Takes from the journal of process 0 what is finished.
+
+    Raises:
+      InputError: process 0 runs another merge.
+    """
+    found, entries = read_journal(journal_path(self.output))
+    if problems := differences(self._identity, found or {}):
+      raise InputError(
+        f'process {self._process} was given another merge than process 0 (expected: '
+        'what process 0 was given)',
+        problems,
+        why='each process writes its part of the same output',
+        fix='start all processes with the same flags, versions and input files',
+      )
+    self.finished = {entry['step']: entry['numbers'] for entry in entries}
+
   def _explained(self) -> Any:
     path = journal_path(self.output)
     return explained(f'cannot write {path.name}', path, self._layout.nbytes)
@@ -229,9 +270,9 @@ class ResumableWriter:
         end - begin for begin, end in (self._bytes(step, n) for n in written)
       )
       spans = [(name, span) for name, each in written.items() for span in each]
-      if sum(span.end - span.begin for _, span in spans) != wanted or not all(
-        self._folder.holds(name, span) for name, span in spans
-      ):
+      if sum(span.end - span.begin for _, span in spans) != wanted:
+        pass  # another process had not finished its part
+      elif not all(self._folder.holds(name, span) for name, span in spans):
         damaged.append(step.label)
       else:
         for name, span in spans:

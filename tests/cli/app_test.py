@@ -39,11 +39,37 @@ def run(body, *args):
       'error: bad\n  - a\nWhat to do: b\n',
     ),
     ('raise KeyboardInterrupt', 130, 'interrupted\n'),
+    ('import os, signal; os.kill(os.getpid(), signal.SIGINT)', 130, 'interrupted\n'),
+    ('import os, signal; os.kill(os.getpid(), signal.SIGTERM)', 143, 'terminated\n'),
   ],
 )
 def test_status_and_message(body, status, message):
   done = run(body)
   assert (done.returncode, done.stderr) == (status, message)
+
+
+LOSES_IT = """
+import os, signal, time
+try:
+  os.kill(os.getpid(), signal.SIGTERM)
+except BaseException:  # as compiled modules do when an import of theirs fails
+  raise ImportError from None
+after = 1
+"""
+
+
+def test_a_signal_during_an_import_waits_for_its_end(tmp_path):
+  (tmp_path / 'loses_it.py').write_text(LOSES_IT)
+  done = run(
+    f'import sys; sys.path.insert(0, {str(tmp_path)!r}); import loses_it, time; '
+    'print(loses_it.after); time.sleep(60)'
+  )
+  assert (done.returncode, done.stdout, done.stderr) == (143, '1\n', 'terminated\n')
+
+
+def test_notes_of_an_error_are_printed():
+  done = run("error = InputError('bad'); error.add_note('kept'); raise error")
+  assert (done.returncode, done.stderr) == (2, 'error: bad\nkept\n')
 
 
 def test_defects_keep_their_traceback():

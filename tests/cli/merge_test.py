@@ -172,7 +172,7 @@ def test_sizes_are_checked_before_anything_is_read(group, tmp_path):
   done = commands.run(merge, *flags_of(group, tmp_path / 'out'), '--max_shard_size=0')
   assert_refused(done, "not a size: '0'")
   done = commands.run(merge, *flags_of(group, tmp_path / 'out'), '--memory_budget=1KB')
-  assert_refused(done, 'memory_budget: got 1000 B, the largest matrix needs 480 MiB')
+  assert_refused(done, 'memory_budget: got 1000 B, the largest matrix needs 180 MiB')
 
 
 @pytest.mark.parametrize(
@@ -266,9 +266,11 @@ def test_help_teaches_by_examples():
   done = commands.run(merge, '--help')
   assert (done.status, done.err) == (0, '')
   assert 'python -m tools.merge --base=BASE --experts=MATH,CODE,TOOL' in done.out
+  assert '--experts=MATH,CODE --output=MERGED --resume' in done.out
   for flag in (
     'base', 'config', 'expert_ids', 'experts', 'max_shard_size', 'memory_budget',
-    'method', 'output', 'output_dtype', '[no]overwrite', 'seed', 'vocab', 'weights',
+    'method', 'output', 'output_dtype', '[no]overwrite', '[no]resume', 'seed', 'vocab',
+    'weights',
   ):  # fmt: skip
     assert f'  --{flag}: ' in done.out, flag
 

@@ -9,6 +9,10 @@ import pytest
 
 from resmerge_jax.checkpoint.reader import CheckpointReader
 from resmerge_jax.cli import plan
+from resmerge_jax.pipeline.manifest import identity_of
+from resmerge_jax.pipeline.merge import prepare
+from resmerge_jax.writers.journal import Journal
+from resmerge_jax.writers.partial import journal_path, partial_path
 from tests import commands, folders, groups
 from tests.cli.merge_test import assert_refused, flags_of
 
@@ -49,7 +53,7 @@ def test_text(group, tmp_path):
     assert line in lines, done.out
   assert '792 B to read in 4 steps, 1.' in done.out
   assert ' to write in 1 files, floating tensors as bfloat16\n' in done.out
-  assert 'predicted peak memory 480 MiB, budget 2 GiB\n' in done.out
+  assert 'predicted peak memory 180 MiB, budget 2 GiB\n' in done.out
   assert not any(tmp_path.iterdir())
 
 
@@ -95,6 +99,29 @@ def test_fails_where_the_merge_would(group, tmp_path):
   assert_refused(done, 'experts with equal ids')
   done = commands.run(plan, *flags_of(group, tmp_path / 'out'), '--memory_budget=1GX')
   assert_refused(done, "not a size: '1GX'")
+
+
+def test_says_what_would_be_resumed(group, tmp_path):
+  output = tmp_path / 'out'
+  done = commands.run(plan, *flags_of(group, output), '--resume')
+  assert (done.status, done.err) == (0, '')
+  assert 'note: ' not in done.out
+  identity = identity_of(
+    prepare(groups.config_of(group, output, memory_budget='1GiB')).facts
+  )
+  partial_path(output).mkdir()
+  Journal(
+    journal_path(output),
+    identity,
+    [{'step': 0, 'rows': [0, 1], 'written': {}, 'numbers': None}],
+    list,
+  ).close()
+  done = commands.run(plan, *flags_of(group, output), '--resume')
+  assert_refused(done, 'config memory_budget: got nothing, expected 1073741824')
+  done = commands.run(
+    plan, *flags_of(group, output), '--resume', '--memory_budget=1GiB'
+  )
+  assert f' in {partial_path(output)}: continued\n' in done.out
 
 
 def test_help_shows_the_flags_of_the_merge():
