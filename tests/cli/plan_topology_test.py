@@ -90,7 +90,9 @@ def test_a_published_shape_needs_no_folder():
   assert (
     'v5e:2x2: 4 chips with 15.8 GiB each, processes: 1; of one chip in one step:'
   ) in lines
-  embedding = next(line for line in lines if line.startswith('1 x [512, 128] task_arithmetic ('))
+  embedding = next(
+    line for line in lines if line.startswith('1 x [512, 128] task_arithmetic (')
+  )
   assert ' 1 2x2 2x512x128 ' in embedding  # two devices have enough; the others padding
   row = next(line for line in lines if line.startswith('4 x [128, 384] task_arith'))
   assert ' 1 4x1 4x128x384 384 KiB ' in row
