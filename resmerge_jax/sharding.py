@@ -25,13 +25,16 @@ def mesh_for(
 
   Layers first, as they need no communication; rows take the remaining devices while
   each keeps MIN_ROWS. Columns are never split: a block of rows is one byte range.
-  A step too small for all devices uses the first few.
+  A step too small for all devices uses the first few CPUs; TPUs of several hosts take
+  part in a program all or none, so there, layers of padding occupy the others.
   """
   if fixed:
     on_layers, on_rows = fixed
   else:
     on_layers = _largest_divisor(len(devices), layers)
     on_rows = _largest_divisor(len(devices) // on_layers, max(rows // MIN_ROWS, 1))
+    if devices[0].platform != 'cpu':
+      on_layers = len(devices) // on_rows
   grid = np.asarray(devices[: on_layers * on_rows]).reshape(on_layers, on_rows)
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 2)
 
@@ -52,7 +55,7 @@ def merge_devices(
   `own`: those of this process alone.
 
   Raises:
-    InputError: it needs more devices than there are.
+    InputError: it needs more devices than there are, or some TPUs of several.
   """
   if devices is None:
     devices = jax.local_devices() if own else jax.devices()
@@ -62,6 +65,17 @@ def merge_devices(
       f'mesh: got layer:{mesh_shape[0]},row:{mesh_shape[1]}, which needs '
       f'{math.prod(mesh_shape)} devices; there are {len(devices)}',
       fix='choose a smaller mesh, or leave it out: it is then chosen for each step',
+    )
+  if (
+    mesh_shape
+    and devices[0].platform == 'tpu'
+    and math.prod(mesh_shape) not in (1, len(devices))
+  ):
+    raise InputError(
+      f'mesh: got layer:{mesh_shape[0]},row:{mesh_shape[1]}, which is '
+      f'{math.prod(mesh_shape)} of {len(devices)} TPUs',
+      why='a program runs on all TPUs of a slice or on one',
+      fix=f'choose numbers whose product is {len(devices)}, or leave the mesh out',
     )
   return devices
 

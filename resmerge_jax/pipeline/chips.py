@@ -56,11 +56,22 @@ def device_facts(
   """
   n_processes = len({device.process_index for device in devices})
   chip = None if devices[0].platform == 'cpu' else chip_of(devices[0])
-  if not chip and 'bytes_limit' not in (devices[0].memory_stats() or {}):
+  memory = chip.memory if chip else _told_memory(devices)
+  if memory is None:
     return Cpu(mesh[0] if mesh else len(devices), n_processes)
   return Accelerators(
     count=math.prod(mesh) if mesh else len(devices),
-    bytes_each=chip.memory if chip else devices[0].memory_stats()['bytes_limit'],
+    bytes_each=memory,
     n_processes=n_processes,
     mesh=mesh,
   )
+
+
+def _told_memory(devices: Sequence[jax.Device]) -> int | None:
+  """Bytes of a device as it tells them, which only those of this process do.
+
+  In whole GiB: what the driver leaves free varies a little, and processes must agree.
+  """
+  own = [d for d in devices if d.process_index == jax.process_index()]
+  limit = ((own and own[0].memory_stats()) or {}).get('bytes_limit')
+  return limit and limit >> 30 << 30

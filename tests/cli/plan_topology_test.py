@@ -90,6 +90,10 @@ def test_a_published_shape_needs_no_folder():
   assert (
     'v5e:2x2: 4 chips with 15.8 GiB each, processes: 1; of one chip in one step:'
   ) in lines
+  embedding = next(
+    line for line in lines if line.startswith('1 x [512, 128] task_arithmetic (')
+  )
+  assert ' 1 2x2 2x512x128 ' in embedding  # two devices have enough; the others padding
   row = next(line for line in lines if line.startswith('4 x [128, 384] task_arith'))
   assert ' 1 4x1 4x128x384 384 KiB ' in row
   assert ' none ' in row
@@ -138,10 +142,12 @@ def test_a_topology_that_libtpu_refuses():
 def test_a_mesh_that_is_set():
   done = commands.run(plan, '--shape=tiny', ON_V5E, '--mesh=layer:4,row:2')
   assert_refused(done, 'mesh: got layer:4,row:2, which needs 8 devices; there are 4')
-  words = ('--method=task_arithmetic', '--mesh=layer:2,row:1', '--json')
+  done = commands.run(plan, '--shape=tiny', ON_V5E, '--mesh=layer:2')
+  assert_refused(done, 'mesh: got layer:2,row:1, which is 2 of 4 TPUs')
+  words = ('--method=task_arithmetic', '--mesh=layer:2,row:2', '--json')
   done = commands.run(plan, '--shape=tiny', ON_V5E, *words)
   programs = json.loads(done.out)['compiled']['programs']
-  assert {tuple(p['mesh'].values()) for p in programs} == {(1, 2)}  # rows alone
+  assert {tuple(p['mesh'].values()) for p in programs} == {(1, 4)}  # rows alone
 
 
 def test_libtpu_is_told_how_to_install(monkeypatch):

@@ -3,8 +3,8 @@
 import jax
 import pytest
 
-from resmerge_jax.pipeline.chips import CHIPS, KINDS, accelerators
-from resmerge_jax.plan.accelerators import Accelerators
+from resmerge_jax.pipeline.chips import CHIPS, KINDS, device_facts
+from resmerge_jax.plan.accelerators import Accelerators, Cpu
 
 
 class Device:
@@ -19,18 +19,22 @@ class Device:
     return self._stats
 
 
-def test_cpus_are_none():
-  assert accelerators(jax.devices()) is None
+def test_cpus():
+  assert device_facts(jax.devices()) == Cpu(8)
+  assert device_facts(jax.devices(), (4, 2)) == Cpu(4)
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_tpus_are_known(kind: str):
   devices = [Device(kind, i // 4) for i in range(8)]
   memory = CHIPS[KINDS[kind]].memory
-  assert accelerators(devices) == Accelerators(8, memory, 2)
-  assert accelerators(devices, (2, 3)) == Accelerators(6, memory, 2, (2, 3))
+  assert device_facts(devices) == Accelerators(8, memory, 2)
+  assert device_facts(devices, (2, 3)) == Accelerators(6, memory, 2, (2, 3))
 
 
 def test_other_kinds_are_asked():
-  assert accelerators([Device('H100', stats={'bytes_limit': 5})]) == Accelerators(1, 5)
-  assert accelerators([Device('M3')]) is None  # does not tell: steps as on a CPU
+  told = {'bytes_limit': 5 * 2**30 + 12345}
+  gpus = [Device('H100', stats=told), Device('H100', process=1)]
+  assert device_facts(gpus) == Accelerators(2, 5 * 2**30, 2)
+  assert device_facts(gpus[::-1]) == Accelerators(2, 5 * 2**30, 2)  # not the other's
+  assert device_facts([Device('M3')]) == Cpu()  # does not tell: steps as on a CPU
