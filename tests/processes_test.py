@@ -16,6 +16,9 @@ from resmerge_jax.errors import InputError
 from tests import groups, launches, resumes, several
 from tests.pipeline.merge_killed_test import loadable
 
+# All in one worker: their merges are shared.
+pytestmark = pytest.mark.xdist_group('processes')
+
 DEVICES = 8  # of all processes
 PROMPTLY_S = 15
 # One start for several merges; each of a name and the settings that differ.
