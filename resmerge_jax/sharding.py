@@ -43,16 +43,20 @@ def padded(layers: int, rows: int, mesh: Mesh) -> tuple[int, int]:
 
 
 def merge_devices(
-  mesh_shape: tuple[int, int] | None = None, own: bool = False
+  mesh_shape: tuple[int, int] | None = None,
+  devices: Sequence[jax.Device] | None = None,
+  own: bool = False,
 ) -> tuple[jax.Device, ...]:
-  """All devices of all processes; a mesh that the user has set must fit them.
+  """All devices of all processes, or `devices`; a mesh that the user sets must fit them.
 
   `own`: those of this process alone.
 
   Raises:
     InputError: it needs more devices than there are.
   """
-  devices = tuple(jax.local_devices() if own else jax.devices())
+  if devices is None:
+    devices = jax.local_devices() if own else jax.devices()
+  devices = tuple(devices)
   if mesh_shape and math.prod(mesh_shape) > len(devices):
     raise InputError(
       f'mesh: got layer:{mesh_shape[0]},row:{mesh_shape[1]}, which needs '

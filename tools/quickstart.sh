@@ -3,6 +3,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh"
 cd "$REPO_ROOT"
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"  # tiny models; JAX need not look for more
 
 make_venv ''
 

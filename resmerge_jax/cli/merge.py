@@ -27,7 +27,7 @@ Examples:
 from absl import flags
 
 from resmerge_jax.cli.app import no_arguments, run_app
-from resmerge_jax.cli.runtime import keep_programs, use_huge_pages
+from resmerge_jax.cli.runtime import keep_programs, tune_allocation
 from resmerge_jax.sizes import format_size
 
 
@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
   """Entry point of `resmerge-merge` and `python -m tools.merge`."""
-  use_huge_pages()
+  tune_allocation()
   try:
     run_app(main, __doc__, define=_define_flags)
   except BaseException as end:

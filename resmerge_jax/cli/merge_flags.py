@@ -8,6 +8,7 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import ml_collections
@@ -115,8 +116,8 @@ def _define_plain_flags() -> None:
   )
 
 
-def merge_config() -> MergeConfig:
-  """The configuration that the parsed flags describe."""
+def merge_config(given: Mapping[str, Any] | None = None) -> MergeConfig:
+  """The configuration that the parsed flags describe, with the fields `given`."""
   values = flags.FLAGS.config.to_dict()
   if flags.FLAGS.method not in (None, values['method']['name']):
     raise InputError(
@@ -131,7 +132,7 @@ def merge_config() -> MergeConfig:
       raise InputError(f'--{name}: an empty item in {",".join(value)!r}')
   if 'weights' in values:
     values['weights'] = _numbers(values['weights'])
-  return config_from(values)
+  return config_from({**values, **(given or {})})
 
 
 def _numbers(texts: list[Any]) -> list[float]:

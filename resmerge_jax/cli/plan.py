@@ -4,40 +4,119 @@ Takes the flags of tools.merge. Prints the layer stacks, the rule each tensor fa
 under, every warning, bytes to read and write, and the predicted peak memory. Fails
 where the merge would fail before reading weights.
 
+With --topology it plans for TPUs and compiles every step for them, without having any:
+memory per chip, bytes between chips, estimated seconds. Fails if a step does not fit.
+Topologies are VERSION:NxN for v5e and v6e, VERSION:NxNxN for v4 and v5p (chips along each
+axis; a process has 2x2 or 2x2x1 of them), such as v5e:2x2, v5e:2x4, v5e:4x8, v5e:16x16,
+v6e:4x4, v4:2x2x2, v5p:2x2x1, v5p:4x4x4. With --shape the model is one of those that
+tools.make_group knows; no folder is needed.
+
 Examples:
   python -m tools.plan --base=BASE --experts=MATH,CODE,TOOL --output=MERGED
   The same as JSON, with every tensor:
     python -m tools.plan --json --base=BASE --experts=MATH,CODE --output=MERGED
+  A 70B model on 64 chips, without its weights:
+    python -m tools.plan --shape=llama-3-70b --n_experts=3 --topology=v5p:4x4x4
 """
 
 import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from absl import flags
 
+from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.cli.app import no_arguments, run_app
 from resmerge_jax.cli.merge_flags import define_flags, merge_config
-from resmerge_jax.pipeline.merge import prepare
+from resmerge_jax.cli.runtime import only_compile
+from resmerge_jax.cli.shape_group import shape_group
+from resmerge_jax.config import MergeConfig, outside_of
+from resmerge_jax.errors import InputError
+from resmerge_jax.pipeline.ahead import Ahead, compile_ahead
+from resmerge_jax.pipeline.ahead_report import ahead_json, describe_ahead
+from resmerge_jax.pipeline.merge import plan_for, prepare
+from resmerge_jax.pipeline.topology import topology_devices
+from resmerge_jax.plan.plan import MergePlan
 from resmerge_jax.plan.report import describe_plan
+from resmerge_jax.synthetic import SHAPES
+
+if TYPE_CHECKING:
+  import jax
 
 
 def _define_flags(argv: list[str]) -> list[str]:
   flags.DEFINE_boolean('json', False, 'print the plan as JSON')
+  flags.DEFINE_string(
+    'topology', None, 'TPUs to plan and compile for, such as v5e:4x8 (none is needed)'
+  )
+  flags.DEFINE_enum(
+    'shape', None, list(SHAPES), 'plan for this model instead of folders'
+  )
+  flags.DEFINE_integer('n_experts', 3, 'experts of --shape', lower_bound=1)
   return define_flags(argv)
 
 
 def main(argv: list[str]) -> None:
-  """Prints the plan."""
+  """Prints the plan; with --topology compiles it."""
   no_arguments(argv)
-  config = merge_config()
-  prepared = prepare(config)
-  if flags.FLAGS.json:
-    print(
-      json.dumps({**prepared.plan.to_json(), 'notes': list(prepared.notes)}, indent=2)
-    )
-    return
-  print('\n'.join(describe_plan(prepared.plan, prepared.group, config.output_dtype)))
-  for note in prepared.notes:
-    print(f'note: {note}')
+  topology = flags.FLAGS.topology
+  if topology:
+    only_compile()
+  devices = topology_devices(topology) if topology else None
+  config, group, plan, notes = _planned(devices)
+  as_json = flags.FLAGS.json
+  if not as_json:
+    print('\n'.join(describe_plan(plan, group, config.output_dtype)))
+    for note in notes:
+      print(f'note: {note}')
+  ahead = _compiled(plan, config, devices) if devices else None
+  if as_json:
+    found = {**plan.to_json(), 'notes': list(notes)}
+    compiled = {'compiled': ahead_json(ahead)} if ahead else {}
+    print(json.dumps({**found, **compiled}, indent=2))
+  elif ahead:
+    print('\n'.join(describe_ahead(ahead, plan)))
+  if ahead:
+    sys.stdout.flush()
+    ahead.check()
+
+
+def _planned(
+  devices: Sequence['jax.Device'] | None,
+) -> tuple[MergeConfig, ExpertGroup, MergePlan, Sequence[str]]:
+  """The merge of the folders, or of what --shape stands for."""
+  shape = flags.FLAGS.shape
+  if shape is None:
+    if flags.FLAGS['n_experts'].present:
+      raise InputError(
+        '--n_experts: only --shape needs to be told', fix='leave it out, or add --shape'
+      )
+    config = merge_config()
+    prepared = prepare(config, devices)
+    return config, prepared.group, prepared.plan, prepared.notes
+  given = [f'--{n}' for n in ('base', 'experts', 'output') if flags.FLAGS[n].present]
+  if given:
+    raise InputError('--shape needs no folders', given, fix='give folders or --shape')
+  group = shape_group(shape, flags.FLAGS.n_experts)
+  experts = [expert.id for expert in group.experts]
+  config = merge_config({'base': shape, 'experts': experts, 'output': 'merged'})
+  return config, group, plan_for(config, group, devices), ()
+
+
+def _compiled(
+  plan: MergePlan, config: MergeConfig, devices: tuple['jax.Device', ...]
+) -> Ahead:
+  """What compiling tells. It takes half a minute a program, so stderr says which."""
+  sys.stdout.flush()
+  return compile_ahead(
+    plan,
+    config.method,
+    outside_of(config.method, config.outside),
+    flags.FLAGS.topology,
+    devices,
+    lambda program: sys.stderr.write(f'compiling {program}\n'),
+  )
 
 
 def run() -> None:

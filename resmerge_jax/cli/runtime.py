@@ -6,21 +6,32 @@ import platform
 import sys
 
 MALLOC = 'GLIBC_TUNABLES'
-HUGE_PAGES = (
+# One heap, which keeps what is freed of it; large blocks go back to the system.
+ALLOCATION = (
   'glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1'
-  ':glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=8294967296'
+  ':glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=134217728'
 )
 
+# Without these libtpu looks for the TPU of this machine, and says so at length.
+_NO_TPU = {
+  'TPU_SKIP_MDS_QUERY': '1',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+  'TPU_STDERR_LOG_LEVEL': '3',
+  'TPU_LOG_DIR': 'disabled',
+}
 
-def use_huge_pages() -> None:
+
+def tune_allocation() -> None:
   """Starts the command again with malloc asking for huge pages, on Linux with glibc.
 
-  XLA allocates its temporary arrays anew for every step; with 4 KiB pages their
-  faults cost as much as the arithmetic. The C library reads this setting only at
+  XLA allocates its temporary arrays anew for every step; with 4 KiB pages, or pages
+  given back each time, their faults cost as much as the arithmetic. The C library reads this setting only at
   program start. A value that the user has set stands.
   """
   if platform.libc_ver()[0] == 'glibc' and MALLOC not in os.environ:
-    os.environ[MALLOC] = HUGE_PAGES
+    os.environ[MALLOC] = ALLOCATION
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
@@ -31,3 +42,12 @@ def keep_programs() -> None:
 
   root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
   keep_programs_in(pathlib.Path(root) / 'resmerge_jax' / 'programs')
+
+
+def only_compile() -> None:
+  """Lets this process compile for TPUs and take none, also where there are some."""
+  import jax
+
+  for variable, value in _NO_TPU.items():
+    os.environ.setdefault(variable, value)
+  jax.config.update('jax_platforms', 'cpu')

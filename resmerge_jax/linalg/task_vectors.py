@@ -46,7 +46,12 @@ def widen(stored: jax.Array) -> jax.Array:
 
 
 def narrow(value: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """float32 numbers rounded to nearest even as `dtype`; uint16 means bfloat16 bits."""
-  if dtype == jnp.uint16:
-    return jax.lax.bitcast_convert_type(value.astype(jnp.bfloat16), jnp.uint16)
-  return value.astype(dtype)
+  """float32 numbers rounded to nearest even as `dtype`; uint16 means bfloat16 bits.
+
+  NaN may come out as any number: whoever allows NaN must look at `value`.
+  """
+  if dtype != jnp.uint16:
+    return value.astype(dtype)
+  bits = jax.lax.bitcast_convert_type(value, jnp.uint32)
+  half_less_odd = 0x7FFF + ((bits >> 16) & 1)  # ties go to the even neighbour
+  return ((bits + half_less_odd) >> 16).astype(jnp.uint16)

@@ -14,7 +14,9 @@ from resmerge_jax.linalg.krylov import Head, block_size, ritz_size, top_k
 from resmerge_jax.linalg.task_vectors import TaskVectors, narrow, widen
 from resmerge_jax.methods.base import Update, apply_update
 from resmerge_jax.methods.table import method_of
+from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.pipeline.program_cache import cached
+from resmerge_jax.plan.stacks import Step
 from resmerge_jax.sharding import (
   apart_by_layer,
   each,
@@ -131,6 +133,32 @@ def as_bits(staged: np.ndarray) -> np.ndarray:
 def common_dtype(codes: Sequence[str]) -> str:
   """One dtype for all experts of a stack: their own, or float32 where they differ."""
   return codes[0] if len(set(codes)) == 1 else 'F32'
+
+
+def step_spec(
+  step: Step,
+  method: Any,
+  outside: TaskArithmetic,
+  mesh_shape: tuple[int, int] | None = None,
+) -> KernelSpec:
+  """The program that computes a step. `outside` is for tensors without the method."""
+  stack = step.stack
+  if not step.present[0]:  # rows the base lacks: the mean of the experts that have them
+    params: Any = TaskArithmetic()
+  else:
+    params = method if stack.action == 'method' else outside
+  return KernelSpec(
+    params=params,
+    family=stack.family if method_of(params).whole_matrix else None,
+    layers=stack.layers,
+    rows=stack.rows,
+    cols=stack.n_cols,
+    n_experts=len(stack.dtypes) - 1,
+    base_dtype=stack.dtypes[0],
+    expert_dtype=common_dtype(stack.dtypes[1:]),
+    out_dtype=stack.out_dtype,
+    mesh_shape=mesh_shape,
+  )
 
 
 @functools.lru_cache(maxsize=64)

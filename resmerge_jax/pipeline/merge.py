@@ -6,7 +6,7 @@ import functools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from resmerge_jax.checkpoint.reader import CheckpointReader
 from resmerge_jax.config import MergeConfig, outside_of
 from resmerge_jax.errors import InputError
 from resmerge_jax.methods.table import method_of
+from resmerge_jax.pipeline.chips import device_facts
 from resmerge_jax.pipeline.manifest import (
   checksums,
   identity_of,
@@ -75,20 +76,14 @@ class Manifest:
   verified_only: bool = False
 
 
-def prepare(config: MergeConfig) -> Prepared:
-  """Opens the folders, compares them, plans, and looks at the output place.
-
-  Raises:
-    InputError: whatever is wrong that headers, names and the disk can tell.
-  """
-  assert not isinstance(config.mesh, str)
-  if config.mesh:
-    merge_devices(config.mesh, own=config.whole_files)  # are there so many?
-  base, *experts = _open_all(config)
-  group = check_group(base, experts, config.vocab)
-  states = tuple(file_states(s, copied=i == 0) for i, s in enumerate(group.sources))
+def plan_for(
+  config: MergeConfig, group: ExpertGroup, devices: Sequence[jax.Device] | None = None
+) -> MergePlan:
+  """The plan of this merge on these devices (None: those that it has)."""
   assert config.max_shard_size is None or isinstance(config.max_shard_size, int)
   assert config.memory_budget is None or isinstance(config.memory_budget, int)
+  assert not isinstance(config.mesh, str)
+  devices = merge_devices(config.mesh, devices, own=config.whole_files)
   plan = make_plan(
     group,
     config.rules,
@@ -96,9 +91,26 @@ def prepare(config: MergeConfig) -> Prepared:
     output_dtype=config.output_dtype,
     max_shard_size=config.max_shard_size,
     budget=config.memory_budget,
+    devices=device_facts(devices, config.mesh),
   )
-  if config.whole_files:
-    plan = by_file(plan)
+  return by_file(plan) if config.whole_files else plan
+
+
+def prepare(
+  config: MergeConfig, devices: Sequence[jax.Device] | None = None
+) -> Prepared:
+  """Opens the folders, compares them, plans, and looks at the output place.
+
+  Args:
+    devices: those to plan for; None: those of this merge.
+
+  Raises:
+    InputError: whatever is wrong that headers, names and the disk can tell.
+  """
+  base, *experts = _open_all(config)
+  group = check_group(base, experts, config.vocab)
+  states = tuple(file_states(s, copied=i == 0) for i, s in enumerate(group.sources))
+  plan = plan_for(config, group, devices)
   prepared = Prepared(config, group, plan, states)
   found = Found()
   if config.resume:

@@ -5,6 +5,7 @@ our kernels costs six times what loading does. This one knows what a step depend
 its spec, the devices, the versions and this package's arithmetic.
 """
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -72,7 +73,8 @@ def _keep(path: pathlib.Path, content: bytes) -> None:
     aside.write_bytes(content)
     aside.replace(path)
   except OSError:
-    aside.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+      aside.unlink(missing_ok=True)
 
 
 def _digest(key: object, devices: Sequence[jax.Device]) -> str:

@@ -12,6 +12,7 @@ from resmerge_jax.checkpoint.memory import MemoryReader, memory_checkpoint
 from resmerge_jax.config import check_choices, check_experts, make_method, outside_of
 from resmerge_jax.methods.table import method_of
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
+from resmerge_jax.pipeline.chips import device_facts
 from resmerge_jax.pipeline.stream import Work, stream
 from resmerge_jax.plan.plan import make_plan
 from resmerge_jax.plan.rules import RELEASE_RULES, Rule, rules_from
@@ -80,11 +81,14 @@ def merge_state_dicts(
     memory_checkpoint(base, 'base'),
     [memory_checkpoint(expert, id) for id, expert in named.items()],
   )
+  # Each of several processes makes all of it: there is no place that they share.
+  devices = merge_devices(own=True)
   plan = make_plan(
     group,
     RELEASE_RULES if rules is None else rules_from(rules),
     whole_matrix=method_of(method_params).whole_matrix,
     output_dtype=output_dtype,
+    devices=device_facts(devices),
   )
   tensors = {
     name: np.empty(ref.shape, DTYPES[ref.dtype])
@@ -104,8 +108,7 @@ def merge_state_dicts(
       ),
       weights=weights or (1.0,) * len(named),
       seed=seed,
-      # Each of several processes makes all of it: there is no place that they share.
-      devices=merge_devices(own=True),
+      devices=devices,
       owners=dict.fromkeys((s.name for s in plan.layout.shards), jax.process_index()),
     )
   )

@@ -26,9 +26,9 @@ from resmerge_jax.pipeline.kernels import (
   KernelSpec,
   Merged,
   as_bits,
-  common_dtype,
   compile_kernel,
   random_start,
+  step_spec,
 )
 from resmerge_jax.pipeline.records import Records
 from resmerge_jax.pipeline.staging import (
@@ -179,23 +179,7 @@ def _computes(step: Step) -> bool:
 
 
 def _spec(work: Work, step: Step) -> KernelSpec:
-  stack = step.stack
-  if not step.present[0]:  # rows the base lacks: the mean of the experts that have them
-    params: Any = TaskArithmetic()
-  else:
-    params = work.method if stack.action == 'method' else work.outside
-  return KernelSpec(
-    params=params,
-    family=stack.family if method_of(params).whole_matrix else None,
-    layers=stack.layers,
-    rows=stack.rows,
-    cols=stack.n_cols,
-    n_experts=len(stack.dtypes) - 1,
-    base_dtype=stack.dtypes[0],
-    expert_dtype=common_dtype(stack.dtypes[1:]),
-    out_dtype=stack.out_dtype,
-    mesh_shape=work.mesh_shape,
-  )
+  return step_spec(step, work.method, work.outside, work.mesh_shape)
 
 
 def _places(work: Work, number: int, step: Step) -> Places:
@@ -285,7 +269,7 @@ def _finish(
     )
     staging.give_back(inputs.buffer)
   else:
-    read_layer = functools.partial(_read_layer, work, pool, step)
+    read_layer = functools.partial(_whole_layer, work, pool, step, inputs)
     fetched, exact_LxN = replace_flagged(
       spec,
       step,
@@ -303,11 +287,20 @@ def _finish(
   work.progress(step.label, step.nbytes)
 
 
-def _read_layer(work: Work, pool: ThreadPoolExecutor, step: Step, layer: int) -> Shard:
-  """All rows of one layer of a step, in memory of its own."""
-  one = dataclasses.replace(step, names=step.names[layer : layer + 1])
-  where = [(None, range(1), range(step.stack.rows))]
-  target = staged(Staging(1), where, step.stack)
+def _whole_layer(
+  work: Work, pool: ThreadPoolExecutor, step: Step, inputs: Staged, layer: int
+) -> Shard:
+  """All rows of one layer of a step: as staged, or read again if they are not here."""
+  one, rows = (
+    dataclasses.replace(step, names=step.names[layer : layer + 1]),
+    step.stack.rows,
+  )
+  for shard in inputs.shards:
+    if layer in shard.layers and len(shard.rows) >= rows:
+      at = slice(layer - shard.layers.start, layer - shard.layers.start + 1)
+      base, experts = shard.base[at, :rows], shard.experts[at, :, :rows]
+      return Shard(None, range(1), range(rows), base, experts)
+  target = staged(Staging(1), [(None, range(1), range(rows))], step.stack)
   fill(one, target, work.group, work.readers, pool)
   return target.shards[0]
 

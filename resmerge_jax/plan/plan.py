@@ -10,6 +10,7 @@ from typing import Any
 
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.errors import InputError
+from resmerge_jax.plan.accelerators import Accelerators, Cpu
 from resmerge_jax.plan.layout import OutputLayout, lay_out
 from resmerge_jax.plan.rules import Rule, assign, traps
 from resmerge_jax.plan.stacks import (
@@ -35,6 +36,7 @@ class MergePlan:
   layout: OutputLayout
   warnings: tuple[str, ...]
   budget: int
+  devices: Accelerators | Cpu = Cpu()  # noqa: RUF009 (frozen)
 
   @property
   def bytes_read(self) -> int:
@@ -46,7 +48,7 @@ class MergePlan:
 
   @property
   def peak_memory(self) -> int:
-    return peak_memory(self.stacks)
+    return peak_memory(self.stacks, self.devices)
 
   @property
   def rule_counts(self) -> dict[Rule, int]:
@@ -110,13 +112,16 @@ def make_plan(
   output_dtype: str,
   max_shard_size: int | None = None,
   budget: int | None = None,
+  devices: Accelerators | Cpu = Cpu(),  # noqa: B008 (frozen)
 ) -> MergePlan:
   """The plan of merging `group`. Reads nothing.
 
   Args:
     whole_matrix: whether the method needs all rows of a matrix at once.
     output_dtype: 'base' or a name of OUTPUT_CODES; integers keep their dtype.
-    budget: bytes; None takes 2 GiB, or what the largest matrix needs.
+    budget: bytes; None takes 2 GiB, or what the largest matrix needs; on accelerators
+      what the steps need that suit their memory.
+    devices: what computes.
 
   Raises:
     InputError: a tensor that no rule covers; a budget that is too small.
@@ -129,7 +134,15 @@ def make_plan(
   assigned = assign(stored, rules)
   if whole_matrix:
     _check_even(group, assigned)
-  stacks = build_stacks(group, assigned, out, whole_matrix=whole_matrix, budget=budget)
+  stacks = build_stacks(
+    group,
+    assigned,
+    out,
+    whole_matrix=whole_matrix,
+    budget=budget,
+    devices=devices,
+  )
+  needed = peak_memory(stacks, devices)
   return MergePlan(
     table=rules,
     rules=assigned,
@@ -141,7 +154,8 @@ def make_plan(
       *group.warnings,
       *traps(stored, assigned),
     ),
-    budget=budget if budget is not None else max(DEFAULT_BUDGET, peak_memory(stacks)),
+    budget=budget if budget is not None else max(DEFAULT_BUDGET, needed),
+    devices=devices,
   )
 
 

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.errors import InputError
+from resmerge_jax.plan.accelerators import Accelerators, Cpu, RowBytes, step_shape
 from resmerge_jax.plan.rules import Action, Rule, family_of
 from resmerge_jax.sizes import format_size
 from resmerge_jax.types import DTYPES, FLOAT_CODES, Family, TensorRef
 
 STEP_BYTES = 36 * 2**20
-PROCESS_BYTES = 480 * 2**20  # the interpreter with JAX and its compiled programs
+PROCESS_BYTES = 180 * 2**20  # anonymous: the interpreter with JAX and its programs
 DEFAULT_BUDGET = 2 * 2**30
 STAGED = 2  # input sets alive: one being read, one being computed
 FLOAT32 = 4
@@ -97,6 +98,7 @@ def build_stacks(
   *,
   whole_matrix: bool,
   budget: int | None,
+  devices: Accelerators | Cpu,
 ) -> tuple[Stack, ...]:
   """The stacks of a merge, in the order of the base's files.
 
@@ -105,6 +107,7 @@ def build_stacks(
     whole_matrix: whether the method needs all rows of a matrix at once.
     budget: bytes of anonymous memory the process may use; None: DEFAULT_BUDGET, or
       what the largest matrix needs.
+    devices: what computes.
 
   Raises:
     InputError: the budget is below what the largest matrix needs, with that number.
@@ -125,58 +128,106 @@ def build_stacks(
     members.setdefault(key, []).append(name)
   whole = {key: whole_matrix and key.action == 'method' for key in members}
   floor = max(
-    (_peak(key, 1, key.n_rows if whole[key] else 1) for key in members), default=0
+    (_peak(key, 1, key.n_rows if whole[key] else 1, devices) for key in members),
+    default=0,
   )
-  if budget is None:
+  if budget is None and isinstance(devices, Cpu):
     budget = max(DEFAULT_BUDGET, floor)
-  if floor > budget:
+  if budget is not None and floor > budget:
     raise InputError(
       f'memory_budget: got {format_size(budget)}, the largest matrix needs '
       f'{format_size(floor)} ({floor} bytes)',
       why='a spectral method holds all task vectors of one matrix at once',
       fix=f'pass --memory_budget={floor} or more',
     )
+  room = math.inf if budget is None else budget - PROCESS_BYTES
   return tuple(
-    _sized(dataclasses.replace(key, names=tuple(names)), whole[key], budget)
+    _sized(dataclasses.replace(key, names=tuple(names)), whole[key], room, devices)
     for key, names in members.items()
   )
 
 
-def _parts(stack: Stack, layers: int, rows: int) -> tuple[int, int, int]:
-  """Bytes of a step of this size: staged input, task vectors and base, output."""
-  n_experts = len(stack.dtypes) - 1
-  elements = layers * rows * stack.n_cols
+def _parts(
+  stack: Stack, layers: int, rows: int, devices: Accelerators | Cpu
+) -> tuple[int, int, int]:
+  """Bytes of a step of this size: staged input, task vectors, output.
+
+  What one process holds in memory. A CPU device has one float32 task vector of one
+  layer at a time; accelerators have all of theirs, in memory of their own.
+  """
+  elements, n = rows * stack.n_cols, devices.n_processes
   staged = STAGED * layers * rows * stack.row_bytes
-  work = elements * FLOAT32 * (n_experts + 1) if stack.action == 'method' else 0
-  return staged, work, 2 * elements * DTYPES[stack.out_dtype].itemsize
+  out = 2 * layers * elements * DTYPES[stack.out_dtype].itemsize
+  work = 0
+  if isinstance(devices, Cpu) and stack.action == 'method':
+    work = min(layers, devices.count) * elements * FLOAT32
+  return math.ceil(staged / n), math.ceil(work / n), math.ceil(out / n)
 
 
-def _peak(stack: Stack, layers: int, rows: int) -> int:
-  """Bytes of a process all of whose steps have this size."""
-  return PROCESS_BYTES + sum(_parts(stack, layers, rows))
+def _peak(stack: Stack, layers: int, rows: int, devices: Accelerators | Cpu) -> int:
+  """Bytes of a process all of whose steps have this size and go to float64, one by one.
+
+  A matrix that does is widened, and merged once more.
+  """
+  again = stack.n_cols * rows * (FLOAT32 + DTYPES[stack.out_dtype].itemsize)
+  again = again if stack.action == 'method' else 0
+  return PROCESS_BYTES + sum(_parts(stack, layers, rows, devices)) + again
 
 
-def peak_memory(stacks: Sequence[Stack]) -> int:
-  """Predicted peak of anonymous resident memory, bytes.
+def peak_memory(stacks: Sequence[Stack], devices: Accelerators | Cpu) -> int:
+  """Predicted peak of anonymous resident memory, bytes, if no head needs float64.
 
   Buffers grow to the largest step of any stack, so the parts peak one by one.
   """
-  parts = [_parts(s, s.layers, s.rows) for s in stacks] or [(0, 0, 0)]
+  parts = [_parts(s, s.layers, s.rows, devices) for s in stacks] or [(0, 0, 0)]
   return PROCESS_BYTES + sum(max(column) for column in zip(*parts, strict=True))
 
 
-def _sized(stack: Stack, whole_matrix: bool, budget: int) -> Stack:
-  """The stack with its step size: as many layers as fit, or a block of rows."""
+def _sized(
+  stack: Stack, whole_matrix: bool, room: float, devices: Accelerators | Cpu
+) -> Stack:
+  """The stack with its step size; `room` are the bytes that a process has for a step."""
+  if isinstance(devices, Accelerators) and stack.action != 'base':
+    layers, rows = _shape_on(devices, stack, whole_matrix, room)
+  else:
+    count = devices.count if isinstance(devices, Cpu) else 1
+    layers, rows = _shape_on_cpu(stack, whole_matrix, room, devices, count)
+  return dataclasses.replace(stack, layers=layers, rows=rows)
+
+
+def _shape_on_cpu(
+  stack: Stack, whole_matrix: bool, room: float, devices: Accelerators | Cpu, count: int
+) -> tuple[int, int]:
+  """(layers, rows): as many layers as fit, one per device at least, or a block of rows."""
   n_layers, n_rows = len(stack.names), max(stack.n_rows, 1)
-  per_row = max(_peak(stack, 1, 1) - PROCESS_BYTES, 1)
-  target = min(
-    STEP_BYTES // max(stack.row_bytes, 1), (budget - PROCESS_BYTES) // per_row
-  )
+  per_row = max(_peak(stack, 1, 1, devices) - PROCESS_BYTES, 1)
+  fitting = min(room // per_row, n_layers * n_rows)
+  target = min(STEP_BYTES // max(stack.row_bytes, 1), fitting)
   if whole_matrix or target >= n_rows:
-    return dataclasses.replace(
-      stack, layers=_even_share(n_layers, max(target // n_rows, 1)), rows=n_rows
-    )
-  return dataclasses.replace(stack, layers=1, rows=_even_share(n_rows, max(target, 1)))
+    layers = min(max(target // n_rows, count), max(fitting // n_rows, 1))
+    layers = min(int(layers), n_layers)
+    return (layers if count > 1 else _even_share(n_layers, layers)), n_rows
+  return 1, _even_share(n_rows, max(int(target), 1))
+
+
+def _shape_on(
+  devices: Accelerators, stack: Stack, whole_matrix: bool, room: float
+) -> tuple[int, int]:
+  staged, _, out = _parts(stack, 1, 1, dataclasses.replace(devices, n_processes=1))
+  vectors = stack.n_cols * FLOAT32 * len(stack.dtypes) if whole_matrix else 0
+  row = RowBytes(
+    stored=max(stack.row_bytes, 1),
+    device=max(staged // STAGED + vectors + out, 1),
+    host=max(staged + out, 1),
+  )
+  return step_shape(
+    devices,
+    len(stack.names),
+    max(stack.n_rows, 1),
+    row,
+    whole_matrix=whole_matrix,
+    host_room=room,
+  )
 
 
 def _even_share(n: int, most: int) -> int:

@@ -10,8 +10,10 @@ from resmerge_jax.synthetic import tokenizer
 _CLASSES = {
   'qwen2': 'Qwen2ForCausalLM',
   'qwen3': 'Qwen3ForCausalLM',
+  'qwen3_moe': 'Qwen3MoeForCausalLM',
   'llama': 'LlamaForCausalLM',
 }
+_EXPERTS_PER_TOKEN = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +21,10 @@ class ModelShape:
   """The facts of a published model from which every tensor's shape follows.
 
   `max_shard_size` is in bytes: what the model's folders are split by unless told.
+  `n_experts` is that of a layer (0: dense); `intermediate` is then that of an expert.
   """
 
-  model_type: Literal['qwen2', 'qwen3', 'llama']
+  model_type: Literal['qwen2', 'qwen3', 'qwen3_moe', 'llama']
   hidden: int
   intermediate: int
   layers: int
@@ -34,6 +37,7 @@ class ModelShape:
   rms_eps: float = 1e-6
   max_positions: int = 32768
   max_shard_size: int = 5 * 10**9
+  n_experts: int = 0
 
   def config(self, dtype: str) -> dict[str, Any]:
     """What the model's config.json holds, in the form in which models are published."""
@@ -67,6 +71,16 @@ class ModelShape:
       config['mlp_bias'] = False
     else:
       config |= {'use_sliding_window': False, 'max_window_layers': self.layers}
+    if self.n_experts:
+      config |= {
+        'decoder_sparse_step': 1,
+        'intermediate_size': _EXPERTS_PER_TOKEN * self.intermediate,
+        'mlp_only_layers': [],
+        'moe_intermediate_size': self.intermediate,
+        'norm_topk_prob': True,
+        'num_experts': self.n_experts,
+        'num_experts_per_tok': min(_EXPERTS_PER_TOKEN, self.n_experts),
+      }
     return dict(sorted(config.items()))
 
   @property
@@ -91,13 +105,21 @@ class ModelShape:
       if self.model_type == 'qwen2':
         yield f'self_attn.{name}.bias', (rows,)
     yield 'self_attn.o_proj.weight', (self.hidden, queries)
-    if self.model_type == 'qwen3':
+    if self.model_type.startswith('qwen3'):
       yield 'self_attn.q_norm.weight', (self.head_dim,)
       yield 'self_attn.k_norm.weight', (self.head_dim,)
     yield 'post_attention_layernorm.weight', (self.hidden,)
-    yield 'mlp.gate_proj.weight', (self.intermediate, self.hidden)
-    yield 'mlp.up_proj.weight', (self.intermediate, self.hidden)
-    yield 'mlp.down_proj.weight', (self.hidden, self.intermediate)
+    if self.n_experts:
+      yield 'mlp.gate.weight', (self.n_experts, self.hidden)
+    for expert in range(self.n_experts):
+      yield from self._ffn(f'mlp.experts.{expert}')
+    if not self.n_experts:
+      yield from self._ffn('mlp')
+
+  def _ffn(self, place: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f'{place}.gate_proj.weight', (self.intermediate, self.hidden)
+    yield f'{place}.up_proj.weight', (self.intermediate, self.hidden)
+    yield f'{place}.down_proj.weight', (self.hidden, self.intermediate)
 
 
 # Positional fields: hidden, intermediate, layers, heads, kv_heads, head_dim, vocab, tied.
@@ -114,6 +136,19 @@ SHAPES: dict[str, ModelShape] = {
   ),
   'qwen3-4b': ModelShape(
     'qwen3', 2560, 9728, 36, 32, 8, 128, 151936, True, max_positions=40960
+  ),
+  'qwen3-30b-a3b': ModelShape(
+    'qwen3_moe',
+    2048,
+    768,
+    48,
+    32,
+    4,
+    128,
+    151936,
+    False,
+    max_positions=40960,
+    n_experts=128,
   ),
   'llama-3-8b': ModelShape(
     'llama', 4096, 14336, 32, 32, 8, 128, 128256, False, 5e5, 1e-5, 8192

@@ -172,7 +172,7 @@ def test_sizes_are_checked_before_anything_is_read(group, tmp_path):
   done = commands.run(merge, *flags_of(group, tmp_path / 'out'), '--max_shard_size=0')
   assert_refused(done, "not a size: '0'")
   done = commands.run(merge, *flags_of(group, tmp_path / 'out'), '--memory_budget=1KB')
-  assert_refused(done, 'memory_budget: got 1000 B, the largest matrix needs 480 MiB')
+  assert_refused(done, 'memory_budget: got 1000 B, the largest matrix needs 180 MiB')
 
 
 @pytest.mark.parametrize(

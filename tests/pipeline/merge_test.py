@@ -236,7 +236,7 @@ def test_a_budget_below_the_largest_matrix_is_refused(group, tmp_path):
   with pytest.raises(InputError) as caught:
     groups.merge(group, tmp_path / 'out', memory_budget='1MiB')
   needed = int(str(caught.value).rsplit('--memory_budget=', 1)[1].split()[0])
-  assert f'got 1 MiB, the largest matrix needs 481 MiB ({needed} bytes)' in str(
+  assert f'got 1 MiB, the largest matrix needs 181 MiB ({needed} bytes)' in str(
     caught.value
   )
   assert PROCESS_BYTES < needed < PROCESS_BYTES + 2**20

@@ -188,6 +188,7 @@ def test_too_little_space_is_told_before_writing(tmp_path, monkeypatch):
     ('qwen2.5-3b', 3_085_938_688),
     ('qwen2.5-7b', 7_615_616_512),
     ('qwen3-4b', 4_022_468_096),
+    ('qwen3-30b-a3b', 30_532_122_624),
     ('llama-3-8b', 8_030_261_248),
     ('llama-3-70b', 70_553_706_496),
   ],
