@@ -12,6 +12,7 @@ import glob
 import itertools
 import os
 import pathlib
+import re
 import shutil
 import sys
 import threading
@@ -166,7 +167,9 @@ def agree(failed: BaseException | None = None) -> None:
   except RuntimeError as error:
     if failed is not None:
       return
-    raise StoppedError(f'a process of this merge died: {error}') from error
+    who = re.search(r'Task:? (\d+)', str(error))
+    name = f'process {who[1]}' if who else 'a process'
+    raise StoppedError(f'{name} of this merge died') from error
   if failed is None and others:
     path, why = others[0]
     raise StoppedError(_failure(int(path.rpartition('/')[2]), why))

@@ -16,6 +16,9 @@ from resmerge_jax.errors import InputError
 from tests import groups, launches, resumes, several
 from tests.pipeline.merge_killed_test import loadable
 
+# All in one worker: their merges are shared.
+pytestmark = pytest.mark.xdist_group('processes')
+
 DEVICES = 8  # of all processes
 PROMPTLY_S = 15
 # One start for several merges; each of a name and the settings that differ.
@@ -219,6 +222,23 @@ def test_killed_and_resumed_by_any_number(
   assert groups.weight_bytes(tmp_path / 'means') == groups.weight_bytes(alone / 'means')
   if n_processes == 2:
     same_files(tmp_path / 'means', by_two / 'means')
+
+
+def test_a_resume_that_ends_as_it_begins_costs_no_step(killed, group, tmp_path):
+  def resumed(work) -> str:
+    notes = merge_here(work, group, 'means', resume=True).notes
+    return next(note for note in notes if note.startswith('resuming: '))
+
+  def full_disk(*_):
+    raise OSError(28, 'No space left on device')
+
+  for name in ('at_once', 'later'):
+    resumes.replace_folder(killed, tmp_path / name)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr('resmerge_jax.writers.resumable.Journal', full_disk)
+    with pytest.raises(InputError, match='No space left'):
+      resumed(tmp_path / 'later')
+  assert resumed(tmp_path / 'later') == resumed(tmp_path / 'at_once')
 
 
 def test_the_first_process_killed(group, alone, tmp_path):

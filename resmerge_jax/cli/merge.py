@@ -18,6 +18,8 @@ Examples:
   Two processes that share a file system (on a TPU pod the three flags are not needed):
     python -m tools.merge --base=B --experts=C,D --output=M
       --coordinator=HOST0:8476 --num_processes=2 --process_id=0   (and 1 on the other)
+  The same into a mounted object store, each process its own weight files:
+    ... --whole_files --max_shard_size=2GB
   A merge that was killed, or stopped by a full disk, goes on where it was:
     python -m tools.merge --base=BASE --experts=MATH,CODE --output=MERGED --resume
 """
