@@ -127,6 +127,9 @@ def build_stacks(
     )
     members.setdefault(key, []).append(name)
   whole = {key: whole_matrix and key.action == 'method' for key in members}
+  if isinstance(devices, Cpu):
+    # Sizes are those of one process, so that any number of them finds the same steps.
+    devices = Cpu(devices.count)
   floor = max(
     (_peak(key, 1, key.n_rows if whole[key] else 1, devices) for key in members),
     default=0,
