@@ -38,3 +38,5 @@ def test_other_kinds_are_asked():
   assert device_facts(gpus) == Accelerators(2, 5 * 2**30, 2)
   assert device_facts(gpus[::-1]) == Accelerators(2, 5 * 2**30, 2)  # not the other's
   assert device_facts([Device('M3')]) == Cpu()  # does not tell: steps as on a CPU
+  # Of any number of processes: the plan must not depend on it.
+  assert device_facts([Device('M3'), Device('M3', 1)]) == Cpu(2)
