@@ -26,8 +26,7 @@ SETTINGS: dict[str, Any] = {
   'memory_budget': PROCESS_BYTES + 24_000,
   'max_shard_size': '10kB',
 }
-# Of two equal merges; what is predicted depends on the number of processes.
-VARYING = ('seconds', 'peak_memory_bytes', 'predicted_peak_memory_bytes')
+VARYING = ('seconds', 'peak_memory_bytes')  # of two equal merges
 
 
 def tensors(seed: int) -> dict[str, np.ndarray]:

@@ -58,8 +58,6 @@ def device_facts(
   chip = None if devices[0].platform == 'cpu' else chip_of(devices[0])
   memory = chip.memory if chip else _told_memory(devices)
   if memory is None:
-    # Counts as one process: a step may lie on the devices of one alone, and any number
-    # of processes may continue a run of this plan.
     return Cpu(mesh[0] if mesh else len(devices))
   return Accelerators(
     count=math.prod(mesh) if mesh else len(devices),

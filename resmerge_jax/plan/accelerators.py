@@ -30,13 +30,13 @@ class Accelerators:
 
 @dataclasses.dataclass(frozen=True)
 class Cpu:
-  """CPU devices: how many can take layers of their own, and their processes.
+  """CPU devices: how many can take layers of their own.
 
   More than one only where the user asks for virtual devices or starts several processes.
+  The number of processes is not asked: any may continue a run of the same plan.
   """
 
   count: int = 1
-  n_processes: int = 1
 
 
 @dataclasses.dataclass(frozen=True)

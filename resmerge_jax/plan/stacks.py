@@ -127,9 +127,6 @@ def build_stacks(
     )
     members.setdefault(key, []).append(name)
   whole = {key: whole_matrix and key.action == 'method' for key in members}
-  if isinstance(devices, Cpu):
-    # Sizes are those of one process, so that any number of them finds the same steps.
-    devices = Cpu(devices.count)
   floor = max(
     (_peak(key, 1, key.n_rows if whole[key] else 1, devices) for key in members),
     default=0,
@@ -158,13 +155,14 @@ def _parts(
   What one process holds in memory. A CPU device has one float32 task vector of one
   layer at a time; accelerators have all of theirs, in memory of their own.
   """
-  elements, n = rows * stack.n_cols, devices.n_processes
+  elements = rows * stack.n_cols
   staged = STAGED * layers * rows * stack.row_bytes
   out = 2 * layers * elements * DTYPES[stack.out_dtype].itemsize
-  work = 0
-  if isinstance(devices, Cpu) and stack.action == 'method':
-    work = min(layers, devices.count) * elements * FLOAT32
-  return math.ceil(staged / n), math.ceil(work / n), math.ceil(out / n)
+  if isinstance(devices, Accelerators):
+    n = devices.n_processes
+    return math.ceil(staged / n), 0, math.ceil(out / n)
+  at_once = min(layers, devices.count) if stack.action == 'method' else 0
+  return staged, at_once * elements * FLOAT32, out
 
 
 def _peak(stack: Stack, layers: int, rows: int, devices: Accelerators | Cpu) -> int:
