@@ -19,6 +19,7 @@ from resmerge_jax.errors import InputError, StoppedError
 from resmerge_jax.sizes import format_size
 
 SHARED_S = 60  # for which a network file system may not show what another host made
+GLANCE_S = 0.3  # somebody who looks whether a run lives holds its lock for a moment
 _LOCK, _NEW, _JOURNAL = 'lock', 'new', 'journal-'
 
 
@@ -112,7 +113,8 @@ def is_live(output: pathlib.Path) -> bool:
   except FileNotFoundError:
     return False
   with _closing_fd(fd):
-    return not _try_lock(fd, output)
+    # Shared, so that two who only look do not take each other for a run.
+    return not _try_lock(fd, output, fcntl.LOCK_SH)
 
 
 def in_use(output: pathlib.Path) -> InputError:
@@ -138,7 +140,7 @@ def claim(output: pathlib.Path, keep: bool = False) -> int:
       fd = os.open(partial / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except FileNotFoundError:
       continue  # its run ended between the two lines
-    if not _try_lock(fd, output):
+    if not _try_lock(fd, output, fcntl.LOCK_EX, GLANCE_S):
       os.close(fd)
       raise in_use(output)
     if _is_same_file(fd, partial / _LOCK):
@@ -182,18 +184,23 @@ def _clear(output: pathlib.Path, keep: bool) -> None:
       entry.unlink()
 
 
-def _try_lock(fd: int, output: pathlib.Path) -> bool:
+def _try_lock(fd: int, output: pathlib.Path, kind: int, patience_s: float = 0) -> bool:
   try:
-    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    return False
+    while True:
+      try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        return True
+      except BlockingIOError:
+        if patience_s <= 0:
+          return False
+      patience_s -= 0.05
+      time.sleep(0.05)
   except OSError as error:
     raise InputError(
       f'cannot lock files beside {output}: {error.strerror}',
       why='two merges into one output could not be told from leftovers of a dead one',
       fix='choose an output on a file system with file locks',
     ) from error
-  return True
 
 
 def _is_same_file(fd: int, path: pathlib.Path) -> bool:

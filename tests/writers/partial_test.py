@@ -1,30 +1,44 @@
-"""What one process has made must be seen by the others."""
+"""The lock of the partial folder: a run holds it, who looks does not disturb."""
 
+import fcntl
+import pathlib
 import threading
 
 import pytest
 
 from resmerge_jax.errors import InputError
-from resmerge_jax.writers import partial
+from resmerge_jax.writers.partial import claim, is_live, partial_path, release
 
 
-def test_a_folder_that_shows_late(tmp_path):
-  path = tmp_path / 'a' / 'b'
-  maker = threading.Timer(0.2, path.mkdir, kwargs={'parents': True})
-  maker.start()
-  partial.await_shared(path)
-  assert path.is_dir()
-  maker.join()
+def look(output: pathlib.Path):
+  """Somebody else who is just looking whether a run lives."""
+  file = (partial_path(output) / 'lock').open('r')
+  fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  return file
 
 
-def test_a_folder_that_is_not_shared(tmp_path, monkeypatch):
-  monkeypatch.setattr(partial, 'SHARED_S', 0.1)
-  path = tmp_path / 'a' / 'b'
-  with pytest.raises(InputError) as caught:
-    partial.await_shared(path)
-  assert str(caught.value).splitlines() == [
-    f'{path} is not there for this process',
-    'Why it matters: process 0 has made it, and each process writes its part in there',
-    'What to do: choose an output on a file system that all processes share, under one '
-    'path',
-  ]
+def test_a_run_is_seen_until_it_ends(tmp_path: pathlib.Path):
+  output = tmp_path / 'out'
+  assert not is_live(output)
+  fd = claim(output)
+  assert is_live(output)
+  with pytest.raises(InputError, match='another merge is writing'):
+    claim(output)
+  release(output, fd)
+  assert not is_live(output)
+
+
+def test_two_who_look_do_not_take_each_other_for_a_run(tmp_path: pathlib.Path):
+  output = tmp_path / 'out'
+  release(output, claim(output), keep=True)
+  with look(output):
+    assert not is_live(output)
+
+
+def test_a_run_waits_for_who_looks(tmp_path: pathlib.Path):
+  output = tmp_path / 'out'
+  release(output, claim(output), keep=True)
+  glance = look(output)
+  threading.Timer(0.1, glance.close).start()
+  release(output, claim(output))
+  assert not partial_path(output).exists()
