@@ -67,9 +67,9 @@ def ritz_size(k: int, short: int) -> int:
 def top_k(delta_RxC: jax.Array, k: int, start_PxC: jax.Array) -> Head:
   """Head of rank `k` of one float32 matrix, with an estimate of its error.
 
-  `start_PxC` holds random orthonormal rows, P = block_size(k). Where `error` exceeds MAX_ERROR the gap after
-  sigma_k is too small for float32 (or the cap on steps was reached) and the caller
-  must ask `linalg.exact`. A zero matrix gives a zero head with error 0.
+  `start_PxC` holds random orthonormal rows, P = block_size(k). Where `error` exceeds
+  MAX_ERROR the gap after sigma_k is too small for float32 (or the cap on steps was
+  reached) and the caller must ask `linalg.exact`. A zero matrix gives a zero head with error 0.
   """
   short = min(delta_RxC.shape)
   k = min(k, short)
@@ -205,9 +205,9 @@ def _polish(
   delta_RxC: jax.Array, v_MxC: jax.Array, scale: jax.Array
 ) -> tuple[jax.Array, ...]:
   """Rayleigh-Ritz once more from clean products, and measured residuals."""
-  v_MxC = 1.5 * v_MxC - 0.5 * _dot('mj,jc->mc', _dot('mc,jc->mj', v_MxC, v_MxC), v_MxC)
+  v_MxC = 1.5 * v_MxC - 0.5 * _dot('mj,jc->mc', _gram(v_MxC), v_MxC)
   y_MxR = _dot('rc,mc->rm', delta_RxC, v_MxC).T
-  s_MxM, theta_M = _eigh(_dot('mr,jr->mj', y_MxR * scale, y_MxR * scale))
+  s_MxM, theta_M = _eigh(_gram(y_MxR * scale))
   s_MxM = s_MxM[:, ::-1]
   y_MxR, v_MxC = _dot('mj,mr->jr', s_MxM, y_MxR), _dot('mj,mc->jc', s_MxM, v_MxC)
   theta_M = jnp.maximum(theta_M[::-1], 0.0)

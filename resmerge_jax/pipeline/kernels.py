@@ -209,7 +209,6 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
     lowered = jax.jit(stepped, out_shardings=shardings).lower(*arguments)
     return lowered.compile(CPU_OPTIONS if on_cpu else None)
 
-  on_cpu = devices[0].platform == 'cpu'
   run = cached((spec, mesh.shape_tuple), tuple(mesh.devices.flat), compile_program)
   return Kernel(run, shape, on_base, on_experts, layer, whole)
 

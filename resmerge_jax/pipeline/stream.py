@@ -291,15 +291,13 @@ def _whole_layer(
   work: Work, pool: ThreadPoolExecutor, step: Step, inputs: Staged, layer: int
 ) -> Shard:
   """All rows of one layer of a step: as staged, or read again if they are not here."""
-  one, rows = (
-    dataclasses.replace(step, names=step.names[layer : layer + 1]),
-    step.stack.rows,
-  )
+  rows = step.stack.rows
   for shard in inputs.shards:
     if layer in shard.layers and len(shard.rows) >= rows:
       at = slice(layer - shard.layers.start, layer - shard.layers.start + 1)
       base, experts = shard.base[at, :rows], shard.experts[at, :, :rows]
       return Shard(None, range(1), range(rows), base, experts)
+  one = dataclasses.replace(step, names=step.names[layer : layer + 1])
   target = staged(Staging(1), [(None, range(1), range(rows))], step.stack)
   fill(one, target, work.group, work.readers, pool)
   return target.shards[0]
