@@ -206,14 +206,14 @@ def _polish(
 ) -> tuple[jax.Array, ...]:
   """Rayleigh-Ritz once more from clean products, and measured residuals."""
   v_MxC = 1.5 * v_MxC - 0.5 * _dot('mj,jc->mc', _gram(v_MxC), v_MxC)
-  y_MxR = _dot('rc,mc->rm', delta_RxC, v_MxC).T
-  s_MxM, theta_M = _eigh(_gram(y_MxR * scale))
+  y_RxM = _dot('rc,mc->rm', delta_RxC, v_MxC)
+  s_MxM, theta_M = _eigh(_gram((y_RxM * scale).T))
   s_MxM = s_MxM[:, ::-1]
-  y_MxR, v_MxC = _dot('mj,mr->jr', s_MxM, y_MxR), _dot('mj,mc->jc', s_MxM, v_MxC)
+  y_RxM, v_MxC = _dot('mj,rm->rj', s_MxM, y_RxM), _dot('mj,mc->jc', s_MxM, v_MxC)
   theta_M = jnp.maximum(theta_M[::-1], 0.0)
-  w_MxC = _dot('mr,rc->mc', y_MxR * scale, delta_RxC) * scale
+  w_MxC = _dot('rm,rc->mc', y_RxM * scale, delta_RxC) * scale
   rho_M = jnp.linalg.norm(w_MxC - theta_M[:, None] * v_MxC, axis=1)
-  return y_MxR, v_MxC, theta_M, rho_M + MEASURED * EPS * theta_M[0]
+  return y_RxM.T, v_MxC, theta_M, rho_M + MEASURED * EPS * theta_M[0]
 
 
 def _project_out(w_PxC: jax.Array, v_MxC: jax.Array) -> jax.Array:
