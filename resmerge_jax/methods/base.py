@@ -1,12 +1,14 @@
 """What a merge method is: one pure function on one matrix, and what it returns."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from resmerge_jax.errors import InputError
 from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.types import Family
@@ -32,7 +34,30 @@ class Dense(NamedTuple):
 
 
 Update = LowRank | Dense
+# 'hidden': matrices but embeddings and LM head, by the release's table of names; 'matrices':
+# all of two dimensions; 'all': every floating tensor. The rest gets task arithmetic.
+Scope = Literal['hidden', 'matrices', 'all']
 Stats = dict[str, jax.Array]  # scalars or small vectors for the tensor's record
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What a method may know of one matrix beside its weights.
+
+  `weights_N` float32, one per expert, as resolved for this tensor. `keys_Nx2` uint32: a
+  random key per expert of (seed, expert id, tensor name). `row_start` int32: row of the
+  tensor at which this block begins, so that random numbers do not depend on blocks.
+  `layer` int32: number of the decoder layer, -1 outside them; `n_layers` int32.
+  `found`: what the method's scans found out for this tensor.
+  """
+
+  weights_N: jax.Array
+  keys_Nx2: jax.Array
+  row_start: jax.Array
+  layer: jax.Array
+  n_layers: jax.Array
+  found: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
 class MergeFn(Protocol):
@@ -41,11 +66,53 @@ class MergeFn(Protocol):
     delta_NxRxC: TaskVectors,
     head: Head | None,
     *,
-    weights_N: jax.Array,
+    context: Context,
     family: Family | None,
     params: Any,
   ) -> tuple[Update, Stats]:
     """The update to add to the base. `head` is stacked over experts (NxK...)."""
+
+
+class Measure(Protocol):
+  def __call__(
+    self, delta_NxRxC: TaskVectors, *, context: Context, params: Any
+  ) -> dict[str, jax.Array]:
+    """Sums over one block of rows, float32 or int32; blocks add up on the host.
+
+    `context.found` is what the scan before this one found.
+    """
+
+
+Totals = Mapping[str, Mapping[str, np.ndarray]]  # tensor name -> sums, float64 or int64
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorFacts:
+  """What `Scan.finish` may know of a tensor. `layer` is -1 outside the decoder layers.
+
+  `copies`: how often the tensor counts, 2 for an embedding that is also the LM head.
+  """
+
+  shape: tuple[int, ...]
+  layer: int
+  copies: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Scan:
+  """One reading pass over all tensors of a method, before the pass that merges.
+
+  `measure` is traced per block of rows. Its sums are added up per tensor, or, with
+  `whole_model`, over all tensors at once (those that count twice twice): `totals` then
+  has the one key ''. `finish(totals, facts, params)` runs on the host and returns
+  what `context.found` holds in the next pass: by tensor name, or for all under ''.
+  """
+
+  measure: Measure
+  finish: Callable[
+    [Totals, Mapping[str, TensorFacts], Any], Mapping[str, Mapping[str, np.ndarray]]
+  ]
+  whole_model: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +121,10 @@ class Method:
 
   `head_rank(params)` is the number of leading triplets per expert that `merge`
   wants (0: none; the pipeline then computes no head). `branches` names the integer
-  codes of the record's `branch`. `whole_matrix` is False where each row of the
-  result depends on that row alone, so that matrices may go through in row blocks.
+  codes of the record's `branch`. `whole_matrix(params)` is False where each row of the
+  result depends on that row alone (and on what `scans(params)` found), so that
+  matrices may go through in row blocks. `float64` methods are traced with 64-bit types
+  enabled and run on CPU. `gets`: which tensors the method gets if the user has no rules of his own.
   """
 
   name: str
@@ -65,7 +134,57 @@ class Method:
   head_rank: Callable[[Any], int] = lambda params: 0  # noqa: ARG005
   branches: tuple[str, ...] = ()
   takes_weights: bool = False
-  whole_matrix: bool = True
+  whole_matrix: Callable[[Any], bool] = lambda params: True  # noqa: ARG005
+  float64: bool = False
+  scans: Callable[[Any], tuple[Scan, ...]] = lambda params: ()  # noqa: ARG005
+  gets: Callable[[Any], Scope] = lambda params: 'all'  # noqa: ARG005
+
+
+class PostFn(Protocol):
+  def __call__(
+    self, update: Update, delta_NxRxC: TaskVectors, *, context: Context, params: Any
+  ) -> tuple[Update, Stats]:
+    """The update in place of `update`, which a method or the post before it made."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Post:
+  """A post-processor: changes the update that any method made. Fields as in Method."""
+
+  name: str
+  source: str
+  params: type
+  apply: PostFn
+  whole_matrix: bool = False
+  float64: bool = False
+
+
+def check_params(method: str, params: Any, **expected: tuple[bool, str]) -> None:
+  """Refuses fields of `params`: each `field=(is right, 'what was expected')`.
+
+  Raises:
+    InputError: naming all that are wrong, with what they are.
+  """
+  wrong = [
+    f'{field}: got {getattr(params, field)!r}, expected {text}'
+    for field, (ok, text) in expected.items()
+    if not ok
+  ]
+  if wrong:
+    raise InputError(f'{method}: parameters out of range', wrong)
+
+
+def scaled(update: Update, factor: jax.Array | float) -> Update:
+  """The update times a number."""
+  if isinstance(update, Dense):
+    return Dense(factor * update.update_RxC)
+  return update._replace(a_N=factor * update.a_N, w_T=factor * update.w_T)
+
+
+def combination(a_N: jax.Array, delta_NxRxC: TaskVectors) -> LowRank:
+  """sum_i a_i D_i."""
+  n_rows, n_cols = delta_NxRxC.shape
+  return LowRank(a_N, jnp.zeros(0), jnp.zeros((0, n_rows)), jnp.zeros((0, n_cols)))
 
 
 def apply_update(update: Update, delta_NxRxC: TaskVectors) -> jax.Array:

@@ -23,7 +23,7 @@ from resmerge_jax.linalg.gram import (
 )
 from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.linalg.task_vectors import TaskVectors
-from resmerge_jax.methods.base import LowRank, Method, Stats
+from resmerge_jax.methods.base import Context, LowRank, Method, Stats
 from resmerge_jax.types import Family
 
 FAMILY_SCALE = {  # f in the score; paper: A.2
@@ -100,7 +100,7 @@ def merge(
   delta_NxRxC: TaskVectors,
   head: Head | None,
   *,
-  weights_N: jax.Array,  # noqa: ARG001
+  context: Context,  # noqa: ARG001
   family: Family | None,
   params: ResMerge,
 ) -> tuple[LowRank, Stats]:
@@ -290,4 +290,5 @@ METHOD = Method(
   merge=merge,
   head_rank=lambda params: params.head_rank,
   branches=BRANCHES,
+  gets=lambda params: 'hidden',  # noqa: ARG005
 )

@@ -1,14 +1,16 @@
-"""The table of methods: one explicit entry each."""
+"""The tables of methods and of post-processors: one explicit entry each."""
 
 from typing import Any
 
 from resmerge_jax.errors import InputError
 from resmerge_jax.methods import resmerge, task_arithmetic
-from resmerge_jax.methods.base import Method
+from resmerge_jax.methods.base import Method, Post
 
 METHODS: dict[str, Method] = {
   method.name: method for method in (resmerge.METHOD, task_arithmetic.METHOD)
 }
+
+POSTS: dict[str, Post] = {}
 
 
 def method_of(params: Any) -> Method:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from resmerge_jax.errors import InputError
 from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.linalg.task_vectors import TaskVectors
-from resmerge_jax.methods.base import LowRank, Method, Stats
+from resmerge_jax.methods.base import Context, LowRank, Method, Stats, combination
 from resmerge_jax.types import Family
 
 
@@ -38,17 +38,17 @@ def merge(
   delta_NxRxC: TaskVectors,
   head: Head | None,  # noqa: ARG001
   *,
-  weights_N: jax.Array,
+  context: Context,
   family: Family | None,  # noqa: ARG001
   params: TaskArithmetic,
 ) -> tuple[LowRank, Stats]:
   """a_i = scale * w_i, divided by the sum of the weights for `mean`."""
+  weights_N = context.weights_N
   a_N = params.scale * weights_N
   if params.reduce == 'mean':
     total = weights_N.sum()  # 0 for rows of a padded vocabulary that no expert has
     a_N = jnp.where(total == 0, 0.0, a_N / jnp.where(total == 0, 1.0, total))
-  n_rows, n_cols = delta_NxRxC.shape
-  return LowRank(a_N, jnp.zeros(0), jnp.zeros((0, n_rows)), jnp.zeros((0, n_cols))), {}
+  return combination(a_N, delta_NxRxC), {}
 
 
 METHOD = Method(
@@ -57,5 +57,5 @@ METHOD = Method(
   params=TaskArithmetic,
   merge=merge,
   takes_weights=True,
-  whole_matrix=False,
+  whole_matrix=lambda params: False,  # noqa: ARG005
 )

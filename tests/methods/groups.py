@@ -11,7 +11,7 @@ import numpy as np
 from resmerge_jax.linalg.exact import exact_head
 from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.linalg.task_vectors import TaskVectors
-from resmerge_jax.methods.base import Update, apply_update
+from resmerge_jax.methods.base import Context, Update, apply_update
 from resmerge_jax.methods.resmerge import CHOICES
 from resmerge_jax.methods.table import method_of
 from resmerge_jax.types import Family
@@ -66,13 +66,24 @@ def merge(
   weights_N: Sequence[float] | None = None,
 ) -> tuple[Update, dict[str, jax.Array]]:
   n = len(delta_NxRxC)
-  weights = jnp.ones(n) if weights_N is None else jnp.asarray(weights_N, jnp.float32)
   return method_of(params).merge(
     task_vectors(delta_NxRxC),
     head,
-    weights_N=weights,
+    context=context(n, weights_N),
     family=family,
     params=params,
+  )
+
+
+def context(n: int, weights_N: Sequence[float] | None = None) -> Context:
+  """That of the first rows of a tensor in the first of two layers."""
+  weights = np.ones(n) if weights_N is None else np.asarray(weights_N)
+  return Context(
+    weights_N=jnp.asarray(weights, jnp.float32),
+    keys_Nx2=jnp.arange(2 * n, dtype=jnp.uint32).reshape(n, 2),
+    row_start=jnp.int32(0),
+    layer=jnp.int32(0),
+    n_layers=jnp.int32(2),
   )
 
 

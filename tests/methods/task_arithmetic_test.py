@@ -29,7 +29,7 @@ def test_one_expert_with_weight_one_is_returned_exactly():
 
 
 def test_rows_may_come_in_blocks():
-  assert not METHOD.whole_matrix
+  assert not METHOD.whole_matrix(METHOD.params())
   delta_NxRxC = groups.experts(3, 8, 4, 1.0)
   params = TaskArithmetic()
   whole, _ = groups.merge(params, None, delta_NxRxC, None)
