@@ -92,18 +92,18 @@ def each(one: Callable[[Any], Any], stacked: Any, at_once: bool) -> Any:
   return jax.lax.map(lambda x: one(jax.lax.optimization_barrier(x)), stacked)
 
 
-def apart_by_layer(merge_stack: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-  """`merge_stack(base, experts, weights, start, head)` on each device's own layers.
+def apart_by_layer(on_stack: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+  """`on_stack(base, experts, context, start, head)` on each device's own layers.
 
   Layers share nothing, not even whether to go on with the solver's loop. Rows stay to
   the compiler: it adds the all-reduces of their sums.
   """
   by_layer, whole = PartitionSpec(AXES[0]), PartitionSpec()
   return jax.shard_map(
-    merge_stack,
+    on_stack,
     mesh=mesh,
     axis_names={AXES[0]},
-    in_specs=(by_layer, by_layer, whole, whole, by_layer),
+    in_specs=(by_layer, by_layer, by_layer, whole, by_layer),
     out_specs=by_layer,
     check_vma=False,
   )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from resmerge_jax.linalg.krylov import THIN, block_size
+from resmerge_jax.methods.base import Context
 from resmerge_jax.methods.resmerge import ResMerge
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.pipeline.kernels import (
@@ -21,6 +22,7 @@ from resmerge_jax.pipeline.kernels import (
   random_start,
 )
 from resmerge_jax.sharding import AXES, MIN_ROWS, mesh_for, padded
+from tests.methods.groups import context
 
 BF16 = ml_dtypes.bfloat16
 N = 3
@@ -65,10 +67,16 @@ def merged(spec: KernelSpec, n_devices: int) -> Merged:
     jax.device_put(
       as_bits(np.pad(experts, [*add[0], (0, 0), *add[1]])), kernel.experts
     ),
-    jax.device_put(np.ones(N, np.float32), kernel.whole),
+    jax.device_put(contexts(layers), kernel.layer),
     jax.device_put(random_start(0, spec.start_shape), kernel.whole),
   ]
   return jax.device_get(kernel.run(*arguments, None))
+
+
+def contexts(layers: int) -> Context:
+  """Of experts that weigh the same."""
+  one = context(N)
+  return jax.tree.map(lambda x: np.stack([np.asarray(x)] * layers), one)
 
 
 # spec, devices, the mesh they form (layer, row)

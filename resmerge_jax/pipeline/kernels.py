@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -12,11 +12,11 @@ import numpy as np
 from resmerge_jax.linalg.gram import another_pass, row_sums
 from resmerge_jax.linalg.krylov import Head, block_size, ritz_size, top_k
 from resmerge_jax.linalg.task_vectors import TaskVectors, narrow, widen
-from resmerge_jax.methods.base import Update, apply_update
-from resmerge_jax.methods.table import method_of
+from resmerge_jax.methods.base import Context, Update, apply_update
+from resmerge_jax.methods.table import method_of, post_of
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.pipeline.program_cache import cached
-from resmerge_jax.plan.stacks import Step
+from resmerge_jax.plan.stacks import Chosen, Step
 from resmerge_jax.sharding import (
   apart_by_layer,
   each,
@@ -44,7 +44,8 @@ class KernelSpec:
 
   `layers` and `rows` are a step's shape before padding. `head_given`: the heads come
   as an argument (exact ones, from the host) instead of being computed. `mesh_shape`:
-  devices along layers and rows if the user has set them.
+  devices along layers and rows if the user has set them. `scan`: this scan of the method
+  instead of its merge. `found`: name, shape and dtype of what the scans before found.
   """
 
   params: Any
@@ -58,10 +59,15 @@ class KernelSpec:
   out_dtype: str
   head_given: bool = False
   mesh_shape: tuple[int, int] | None = None
+  post: tuple[Any, ...] = ()
+  scan: int | None = None
+  found: tuple[tuple[str, tuple[int, ...], str], ...] = ()
 
   @property
   def head_rank(self) -> int:
     """k, at most the short side; 0 where the method wants no head."""
+    if self.scan is not None:
+      return 0
     return min(method_of(self.params).head_rank(self.params), self.rows, self.cols)
 
   @property
@@ -70,11 +76,30 @@ class KernelSpec:
     return (block_size(self.head_rank) if self.head_rank else 0, self.cols)
 
   def mesh(self, devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
-    """The mesh of this step; on rows alone where these are independent."""
+    """The mesh of this step.
+
+    On rows alone where these are independent. Methods of whole matrices other than
+    sums over rows (those with heads) take all rows on one device.
+    """
     fixed = self.mesh_shape
-    if fixed and not method_of(self.params).whole_matrix:
+    if fixed and not self.whole_matrix:
       fixed = 1, fixed[0] * fixed[1]
-    return mesh_for(self.layers, self.rows, devices, fixed)
+    apart = self.whole_matrix and not self.head_rank
+    if fixed and apart:
+      fixed = fixed[0] * fixed[1], 1
+    return mesh_for(self.layers, 1 if apart else self.rows, devices, fixed)
+
+  @property
+  def whole_matrix(self) -> bool:
+    """Whether a row of the result depends on other rows."""
+    return method_of(self.params).whole_matrix(self.params) or any(
+      post_of(p).whole_matrix for p in self.post
+    )
+
+  @property
+  def float64(self) -> bool:
+    """Whether 64-bit types are enabled in the program."""
+    return method_of(self.params).float64 or any(post_of(p).float64 for p in self.post)
 
   def padded_shape(self, devices: Sequence[jax.Device]) -> tuple[int, int, int]:
     """LxRxC of the arrays the compiled step takes on these devices."""
@@ -137,19 +162,19 @@ def common_dtype(codes: Sequence[str]) -> str:
 
 def step_spec(
   step: Step,
-  method: Any,
-  outside: TaskArithmetic,
   mesh_shape: tuple[int, int] | None = None,
+  found: Mapping[str, np.ndarray] | None = None,
+  scan: int | None = None,
 ) -> KernelSpec:
-  """The program that computes a step. `outside` is for tensors without the method."""
+  """The program that computes a step. `found`: of one of its tensors."""
   stack = step.stack
+  chosen = stack.chosen
   if not step.present[0]:  # rows the base lacks: the mean of the experts that have them
-    params: Any = TaskArithmetic()
-  else:
-    params = method if stack.action == 'method' else outside
-  return KernelSpec(
-    params=params,
-    family=stack.family if method_of(params).whole_matrix else None,
+    chosen = Chosen(TaskArithmetic())
+  spec = KernelSpec(
+    params=chosen.method,
+    post=chosen.post if scan is None else (),
+    family=None,
     layers=stack.layers,
     rows=stack.rows,
     cols=stack.n_cols,
@@ -158,7 +183,10 @@ def step_spec(
     expert_dtype=common_dtype(stack.dtypes[1:]),
     out_dtype=stack.out_dtype,
     mesh_shape=mesh_shape,
+    scan=scan,
+    found=tuple((k, x.shape, x.dtype.name) for k, x in sorted((found or {}).items())),
   )
+  return dataclasses.replace(spec, family=stack.family) if spec.head_rank else spec
 
 
 @functools.lru_cache(maxsize=64)
@@ -187,6 +215,16 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
   n = spec.n_experts
+  per_layer = functools.partial(aval, sharding=layer)
+  arrays: dict[str, Any] = {
+    'weights_N': per_layer((layers, n), jnp.float32),
+    'keys_Nx2': per_layer((layers, n, 2), jnp.uint32),
+    **dict.fromkeys(
+      ('row_start', 'layer', 'n_layers'), per_layer((layers,), jnp.int32)
+    ),
+    'found': {k: per_layer((layers, *shape), dtype) for k, shape, dtype in spec.found},
+  }
+  context = Context(**arrays)
   base = aval(shape, device_dtype(spec.base_dtype), on_base)
   experts = aval((layers, n, rows, cols), device_dtype(spec.expert_dtype), on_experts)
   head = None
@@ -201,44 +239,49 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
     head = Head(*fields)
   on_cpu = devices[0].platform == 'cpu'
   start = aval(spec.start_shape, jnp.float32, whole)
-  arguments = (base, experts, aval((n,), jnp.float32, whole), start, head)
+  arguments = (base, experts, context, start, head)
 
   def compile_program() -> jax.stages.Compiled:
-    stepped = apart_by_layer(functools.partial(_merge_stack, spec, not on_cpu), mesh)
-    shardings = Merged(on_base, *cast(Any, (layer,) * 3))  # a tree's prefix
-    lowered = jax.jit(stepped, out_shardings=shardings).lower(*arguments)
-    return lowered.compile(CPU_OPTIONS if on_cpu else None)
+    stepped = apart_by_layer(functools.partial(_on_stack, spec, not on_cpu), mesh)
+    merged = Merged(on_base, *cast(Any, (layer,) * 3))  # a tree's prefix
+    shardings = merged if spec.scan is None else layer
+    with jax.enable_x64(spec.float64):
+      lowered = jax.jit(stepped, out_shardings=shardings).lower(*arguments)
+      return lowered.compile(CPU_OPTIONS if on_cpu else None)
 
   run = cached((spec, mesh.shape_tuple), tuple(mesh.devices.flat), compile_program)
   return Kernel(run, shape, on_base, on_experts, layer, whole)
 
 
-def _merge_stack(
+def _on_stack(
   spec: KernelSpec,
   at_once: bool,
   base_LxRxC: jax.Array,
   experts_LxNxRxC: jax.Array,
-  weights_N: jax.Array,
+  context_L: Context,
   start_PxC: jax.Array,
   head: Head | None,
-) -> Merged:
-  def one(stored: tuple[jax.Array, jax.Array, Head | None]) -> Merged:
-    base_RxC, experts_NxRxC, head = stored
+) -> Any:
+  def one(stored: tuple[jax.Array, jax.Array, Context, Head | None]) -> Any:
+    base_RxC, experts_NxRxC, context, head = stored
     delta_NxRxC = TaskVectors(base_RxC, experts_NxRxC)
-    return _merge_one(spec, at_once, delta_NxRxC, weights_N, start_PxC, head)
+    if spec.scan is not None:
+      scan = method_of(spec.params).scans(spec.params)[spec.scan]
+      return scan.measure(delta_NxRxC, context=context, params=spec.params)
+    return _merge_one(spec, at_once, delta_NxRxC, context, start_PxC, head)
 
-  return each(one, (base_LxRxC, experts_LxNxRxC, head), at_once)
+  return each(one, (base_LxRxC, experts_LxNxRxC, context_L, head), at_once)
 
 
 def _merge_one(
   spec: KernelSpec,
   at_once: bool,
   delta_NxRxC: TaskVectors,
-  weights_N: jax.Array,
+  context: Context,
   start_PxC: jax.Array,
   head: Head | None,
 ) -> Merged:
-  """One matrix: exact float32 differences, head, merge, one rounding."""
+  """One matrix: exact float32 differences, head, merge, post-processors, one rounding."""
   method = method_of(spec.params)
   k = spec.head_rank
   if k and head is None:
@@ -250,8 +293,12 @@ def _merge_one(
 
     head = each(solve, delta_NxRxC.experts_NxRxC, at_once)
   update, stats = method.merge(
-    delta_NxRxC, head, weights_N=weights_N, family=spec.family, params=spec.params
+    delta_NxRxC, head, context=context, family=spec.family, params=spec.params
   )
+  for params in spec.post:
+    post = post_of(params)
+    update, more = post.apply(update, delta_NxRxC, context=context, params=params)
+    stats |= {f'{post.name}_{key}': value for key, value in more.items()}
   delta_NxRxC, update = another_pass(delta_NxRxC, update)
   merged_RxC = widen(delta_NxRxC.base_RxC) + apply_update(update, delta_NxRxC)
   out_RxC = narrow(merged_RxC, device_dtype(spec.out_dtype))

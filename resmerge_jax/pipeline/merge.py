@@ -15,9 +15,8 @@ from resmerge_jax.checkpoint.file_states import FileState, check_unchanged, file
 from resmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from resmerge_jax.checkpoint.group import ExpertGroup, check_group
 from resmerge_jax.checkpoint.reader import CheckpointReader
-from resmerge_jax.config import MergeConfig, outside_of
+from resmerge_jax.config import MergeConfig, choose, outside_of
 from resmerge_jax.errors import InputError
-from resmerge_jax.methods.table import method_of
 from resmerge_jax.pipeline.chips import device_facts
 from resmerge_jax.pipeline.manifest import (
   checksums,
@@ -29,8 +28,9 @@ from resmerge_jax.pipeline.progress import Progress
 from resmerge_jax.pipeline.records import Records
 from resmerge_jax.pipeline.resume import Found, look, verify_complete
 from resmerge_jax.pipeline.side_files import side_files
-from resmerge_jax.pipeline.stream import Work, silent, stream
+from resmerge_jax.pipeline.stream import stream
 from resmerge_jax.pipeline.whole_files import by_file, owners
+from resmerge_jax.pipeline.work import Work, silent
 from resmerge_jax.plan.plan import MergePlan, make_plan
 from resmerge_jax.processes import together, watched
 from resmerge_jax.sharding import merge_devices
@@ -84,10 +84,12 @@ def plan_for(
   assert config.memory_budget is None or isinstance(config.memory_budget, int)
   assert not isinstance(config.mesh, str)
   devices = merge_devices(config.mesh, devices, own=config.whole_files)
+  assert config.rules is not None
+  outside = outside_of(config.method, config.outside, len(group.experts))
   plan = make_plan(
     group,
     config.rules,
-    whole_matrix=method_of(config.method).whole_matrix,
+    choose=choose(config.method, outside, config.post),
     output_dtype=config.output_dtype,
     max_shard_size=config.max_shard_size,
     budget=config.memory_budget,
@@ -215,8 +217,6 @@ def _stream(
     group=group,
     readers=readers,
     sink=writer,
-    method=config.method,
-    outside=outside_of(config.method, config.outside),
     weights=config.weights or (1.0,) * len(group.experts),
     seed=config.seed,
     devices=merge_devices(config.mesh, own=config.whole_files),
