@@ -13,14 +13,8 @@ from resmerge_jax.linalg.krylov import THIN, block_size
 from resmerge_jax.methods.base import Context
 from resmerge_jax.methods.resmerge import ResMerge
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
-from resmerge_jax.pipeline.kernels import (
-  Kernel,
-  KernelSpec,
-  Merged,
-  as_bits,
-  compile_kernel,
-  random_start,
-)
+from resmerge_jax.pipeline.kernel_spec import KernelSpec, as_bits
+from resmerge_jax.pipeline.kernels import Kernel, Merged, compile_kernel, random_start
 from resmerge_jax.sharding import AXES, MIN_ROWS, mesh_for, padded
 from tests.methods.groups import context
 

@@ -83,7 +83,7 @@ def plan_for(
   assert config.max_shard_size is None or isinstance(config.max_shard_size, int)
   assert config.memory_budget is None or isinstance(config.memory_budget, int)
   assert not isinstance(config.mesh, str)
-  devices = merge_devices(config.mesh, devices, own=config.whole_files)
+  devices = merge_devices(config.mesh, devices, config.whole_files, config.on_host)
   assert config.rules is not None
   outside = outside_of(config.method, config.outside, len(group.experts))
   plan = make_plan(
@@ -219,7 +219,7 @@ def _stream(
     sink=writer,
     weights=config.weights or (1.0,) * len(group.experts),
     seed=config.seed,
-    devices=merge_devices(config.mesh, own=config.whole_files),
+    devices=merge_devices(config.mesh, None, config.whole_files, config.on_host),
     mesh_shape=config.mesh,
     finished=writer.finished,
     owners=owners(plan, jax.process_count()) if config.whole_files else None,

@@ -11,11 +11,11 @@ from resmerge_jax.checkpoint.model_config import ties_embeddings
 from resmerge_jax.checkpoint.tied_head import find_head
 from resmerge_jax.methods.base import Scan, TensorFacts
 from resmerge_jax.methods.table import method_of
-from resmerge_jax.pipeline.context import Found, layer_count
+from resmerge_jax.pipeline.context import Found
 from resmerge_jax.pipeline.fetched import held_numbers
 from resmerge_jax.pipeline.loop import Done, run_steps
 from resmerge_jax.pipeline.work import Work
-from resmerge_jax.plan.rules import layer_of
+from resmerge_jax.plan.rules import layer_count, layer_of
 from resmerge_jax.plan.stacks import Step
 from resmerge_jax.processes import gathered
 
@@ -49,7 +49,7 @@ def _is_scanned(step: Step, params: Any) -> bool:
 
 
 def _facts(group: ExpertGroup, names: Mapping[str, Any]) -> dict[str, TensorFacts]:
-  n_layers = layer_count(group)
+  n_layers = layer_count(group.names)
   is_tied = ties_embeddings(group.base.config) and find_head(group.base) is None
   return {
     name: TensorFacts(

@@ -12,7 +12,7 @@ from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.checkpoint.reader import Reader
 from resmerge_jax.methods.base import Context
 from resmerge_jax.pipeline.context import Found, step_context
-from resmerge_jax.pipeline.kernels import KernelSpec, step_spec
+from resmerge_jax.pipeline.kernel_spec import KernelSpec, step_spec
 from resmerge_jax.pipeline.staging import Places, places
 from resmerge_jax.plan.plan import MergePlan
 from resmerge_jax.plan.stacks import Step

@@ -27,12 +27,28 @@ FLOAT32 = 4
 class Chosen(NamedTuple):
   """How a tensor is merged: parameters of a method (None: copied) and of what follows it.
 
-  `whole`: all rows of a matrix must be together.
+  `whole`: all rows of a matrix must be together. `scans`: how often it is read before.
   """
 
   method: Any
   post: tuple[Any, ...] = ()
   whole: bool = False
+  scans: int = 0
+
+  def __str__(self) -> str:
+    """'Ties(keep=0.2) then Liti(eta=0.5)', with what differs from the defaults."""
+    if self.method is None:
+      return 'copied'
+    return ' then '.join(_described(params) for params in (self.method, *self.post))
+
+
+def _described(params: Any) -> str:
+  fields = [
+    f'{field.name}={value!r}'
+    for field in dataclasses.fields(params)
+    if (value := getattr(params, field.name)) != field.default
+  ]
+  return f'{type(params).__name__}({", ".join(fields)})'
 
 
 Choose = Callable[[Rule, TensorRef], Chosen]
