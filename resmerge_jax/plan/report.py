@@ -20,12 +20,11 @@ def describe_weights(
   for name, rule in plan.rules.items():
     at = weights_at(rule.weights or weights, depth_of(name, n_layers))
     named.setdefault(tuple(round(w, 6) for w in at), []).append(name)
-  return ['', 'weights of the experts'] + table(
-    [
-      (', '.join(f'{w:g}' for w in at), ', '.join(p for p, _ in fold_names(names)))
-      for at, names in named.items()
-    ]
-  )
+  rows = [
+    (', '.join(f'{w:g}' for w in at), ', '.join(p for p, _ in fold_names(names)))
+    for at, names in named.items()
+  ]
+  return ['', 'weights of the experts', *table(rows)]
 
 
 def describe_plan(plan: MergePlan, group: ExpertGroup, output_dtype: str) -> list[str]:
