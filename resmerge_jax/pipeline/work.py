@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -42,7 +42,8 @@ class Work:
 
   `finished`: place in the plan -> numbers, of steps that an earlier run wrote.
   `owners`: the process that makes each weight file alone, on `devices` of its own.
-  `found`: what scans found, by the method's parameters.
+  `scans`: results of scans, kept between runs. `found`: the same by the method's
+  parameters and the tensor.
   """
 
   plan: MergePlan
@@ -56,6 +57,7 @@ class Work:
   finished: Mapping[int, Any] = dataclasses.field(default_factory=dict)
   mesh_shape: tuple[int, int] | None = None
   owners: Mapping[str, int] | None = None
+  scans: MutableMapping[str, Found] = dataclasses.field(default_factory=dict)
   found: Mapping[Any, Found] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
