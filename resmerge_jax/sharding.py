@@ -59,8 +59,9 @@ def merge_devices(
     InputError: it needs more devices than there are, or some TPUs of several.
   """
   if devices is None:
-    backend = 'cpu' if host else None
-    devices = jax.local_devices(backend=backend) if own else jax.devices(backend)
+    devices = jax.local_devices() if own else jax.devices()
+    if host and devices[0].platform != 'cpu':
+      devices = jax.local_devices(backend='cpu') if own else jax.devices('cpu')
   devices = tuple(devices)
   if mesh_shape and math.prod(mesh_shape) > len(devices):
     raise InputError(
