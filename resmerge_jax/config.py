@@ -218,6 +218,10 @@ def check_experts(
         f'{name}: got {len(values)} for {n_experts} experts',
         fix='give one per expert, in the order of the experts, or none',
       )
+  if expected := method_of(method).expects(method, n_experts):
+    raise InputError(
+      f'method {method_of(method).name}: got {n_experts} experts, expected {expected}'
+    )
   if weights is None:
     return
   weights = as_weights(weights)
