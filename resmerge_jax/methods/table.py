@@ -4,11 +4,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from resmerge_jax.errors import InputError
-from resmerge_jax.methods import resmerge, task_arithmetic
+from resmerge_jax.methods import dare, linear, resmerge, task_arithmetic, ties
 from resmerge_jax.methods.base import Method, Post
 
 METHODS: dict[str, Method] = {
-  method.name: method for method in (resmerge.METHOD, task_arithmetic.METHOD)
+  method.name: method
+  for method in (
+    resmerge.METHOD,
+    task_arithmetic.METHOD,
+    linear.METHOD,
+    ties.METHOD,
+    dare.METHOD,
+    dare.METHOD_TIES,
+  )
 }
 
 POSTS: dict[str, Post] = {}
