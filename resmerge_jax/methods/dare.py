@@ -21,7 +21,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from resmerge_jax.linalg.gram import row_sums
+from resmerge_jax.linalg.gram import another_pass, row_sums
 from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import Context, Dense, Method, Stats, check_params
@@ -83,10 +83,12 @@ def drop_masks(context: Context, rows: int, cols: int, density: float) -> jax.Ar
     key = jax.random.fold_in(jax.random.wrap_key_data(key_2, impl='threefry2x32'), row)
     return jax.random.bits(key, (cols,), jnp.uint32) < jnp.uint32(below)
 
-  of_expert = jax.vmap(row_mask, (None, 0))
-  drawn = [of_expert(key_2, row_R) for key_2 in context.keys_Nx2]
-  # Drawn once, a byte per entry: drawing costs more than all else here.
-  return jax.lax.optimization_barrier(jnp.stack(drawn))
+  # One expert after the other: drawing takes ten times the memory of its mask.
+  drawn_NxRxC = jax.lax.map(
+    lambda key_2: jax.vmap(row_mask, (None, 0))(key_2, row_R), context.keys_Nx2
+  )
+  # Drawn once: that costs more than all else here.
+  return jax.lax.optimization_barrier(drawn_NxRxC)
 
 
 def dropped(
@@ -99,7 +101,7 @@ def dropped(
     return [params.density * delta_NxRxC[i] for i in range(n)], [stays] * n
   masks_NxRxC = drop_masks(context, rows, cols, params.density)
   if params.flavour == 'mergekit':
-    factor_N = _l1_ratio(delta_NxRxC, masks_NxRxC)
+    factor_N = _l1_ratio(*another_pass(delta_NxRxC, masks_NxRxC))
   else:
     factor_N = jnp.full(n, 1 / params.density, jnp.float32)
   x_NxRxC = [

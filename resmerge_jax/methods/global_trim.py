@@ -15,11 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resmerge_jax.linalg.gram import row_sums
-from resmerge_jax.linalg.order_statistic import magnitude_bits
+from resmerge_jax.linalg.order_statistic import counts_of_rows, magnitude_bits
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import Context, Scan, TensorFacts, Totals
-from resmerge_jax.methods.sign_election import Vote, masked, vote
+from resmerge_jax.methods.sign_election import masked, vote
 
 LOW_BITS = 16
 BUCKETS, LOWS = 1 << (31 - LOW_BITS), 1 << LOW_BITS
@@ -104,8 +103,9 @@ def _signs(
 ) -> dict[str, jax.Array]:
   x_NxRxC = vectors(delta_NxRxC, context, params)
   x_NxRxC = masked(threshold_masks(x_NxRxC, context), x_NxRxC)
-  signs_R = row_sums([_sign(vote(_weighted(x_NxRxC, context)))])[0]
-  return {'signs': signs_R.astype(jnp.int32).sum(), **_carried(context)}
+  plus_RxC, minus_RxC = vote(_weighted(x_NxRxC, context))
+  positive, negative = counts_of_rows([plus_RxC > minus_RxC, plus_RxC < minus_RxC]).sum(1)
+  return {'signs': positive - negative, **_carried(context)}
 
 
 def _majority(totals: Totals, facts: Facts, params: Any) -> Found:  # noqa: ARG001
@@ -115,10 +115,6 @@ def _majority(totals: Totals, facts: Facts, params: Any) -> Found:  # noqa: ARG0
 
 def _weighted(x_NxRxC: list[jax.Array], context: Context) -> list[jax.Array]:
   return [w * x_RxC for w, x_RxC in zip(context.weights_N, x_NxRxC, strict=True)]
-
-
-def _sign(votes: Vote) -> jax.Array:
-  return jnp.sign(votes.plus_RxC - votes.minus_RxC)
 
 
 def _rank(facts: Facts, keep: float) -> tuple[int, int]:
