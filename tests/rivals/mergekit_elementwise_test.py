@@ -1,0 +1,101 @@
+"""mergekit's element-wise methods give the weights that ours give."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from resmerge_jax.methods import dare
+from resmerge_jax.methods.dare import Dare, DareTies
+from resmerge_jax.methods.linear import Linear
+from resmerge_jax.methods.ties import Ties
+from tests.rivals.torch_groups import COLS, KINDS, ROWS, N, ours, weights_of
+
+torch = pytest.importorskip('torch')
+pytest.importorskip('mergekit')
+
+WEIGHTS = ([1.0, 1.0, 1.0], [0.5, 2.0, 1.0], [1.0, -0.5, 0.25])
+# float32 on both sides, weights of order 1 and a few roundings each
+TOLERANCE = 1e-6
+
+
+def theirs(
+  method: str, base_RxC: np.ndarray, experts_NxRxC: np.ndarray, **parameters: Any
+) -> np.ndarray:
+  """mergekit's merged weights. `base_RxC` is no input of methods without a base."""
+  from mergekit.merge_methods import registry
+  from mergekit.merge_methods.base import TensorGroup
+
+  inputs = [*experts_NxRxC] if method == 'linear' else [base_RxC, *experts_NxRxC]
+  group = TensorGroup.from_tensors(
+    [torch.from_numpy(x.copy()) for x in inputs],
+    base_index=None if method == 'linear' else 0,
+  )
+  ids = [entry.id for entry in group.entries if not entry.is_base]
+  given = {
+    key: dict(zip(ids, value, strict=True)) if isinstance(value, list) else value
+    for key, value in parameters.items()
+  }
+  (merged,) = registry.get(method)([group], parameters=given)
+  return merged.numpy()
+
+
+@pytest.mark.parametrize('weights', WEIGHTS)
+@pytest.mark.parametrize('normalize', [True, False])
+def test_linear(weights: list[float], normalize: bool):
+  base_RxC, experts_NxRxC = weights_of('float32')
+  got = ours(Linear(tuple(weights), normalize), base_RxC, experts_NxRxC, None)
+  want = theirs('linear', base_RxC, experts_NxRxC, weight=weights, normalize=normalize)
+  np.testing.assert_allclose(got, want, atol=4 * TOLERANCE)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('reduce', ['mean', 'sum'])
+@pytest.mark.parametrize('weights', WEIGHTS)
+def test_ties(
+  kind: str, reduce: str, weights: list[float], monkeypatch: pytest.MonkeyPatch
+):
+  # Which of equal magnitudes it keeps, mergekit leaves to an unstable sort; ours keeps
+  # the first, so here its sort is made stable.
+  unstable = torch.argsort
+  monkeypatch.setattr(torch, 'argsort', lambda x, **kw: unstable(x, stable=True, **kw))
+  base_RxC, experts_NxRxC = weights_of(kind)
+  for keep in (0.2, 1e-4, 1.0):
+    params = Ties('mergekit', keep, 0.7, reduce)
+    want = theirs(
+      'ties',
+      base_RxC,
+      experts_NxRxC,
+      **{
+        'weight': weights,
+        'density': [keep] * N,
+        'normalize': reduce == 'mean',
+        'lambda': 0.7,
+      },
+    )
+    got = ours(params, base_RxC, experts_NxRxC, weights)
+    np.testing.assert_allclose(got, want, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('weights', WEIGHTS)
+@pytest.mark.parametrize(
+  ('method', 'params'), [('dare_linear', Dare), ('dare_ties', DareTies)]
+)
+def test_dare_with_our_masks(
+  kind: str,
+  weights: list[float],
+  method: str,
+  params: Any,
+  monkeypatch: pytest.MonkeyPatch,
+):
+  drawn = np.random.default_rng(0).random((N, ROWS, COLS)) < 0.3
+  queue = iter(drawn)
+  monkeypatch.setattr(
+    torch, 'bernoulli', lambda _: torch.from_numpy(next(queue).astype(np.float32))
+  )
+  monkeypatch.setattr(dare, 'drop_masks', lambda *_: drawn)
+  base_RxC, experts_NxRxC = weights_of(kind)
+  want = theirs(method, base_RxC, experts_NxRxC, weight=weights, density=[0.3] * N)
+  got = ours(params(density=0.3), base_RxC, experts_NxRxC, weights)
+  np.testing.assert_allclose(got, want, atol=4 * TOLERANCE)
