@@ -10,8 +10,7 @@ Yu et al. 2024, arXiv 2311.03099, Sec. 3. Three programs in use differ:
 `mergelm` (the authors'): divides by the density; `dare` averages; `dare_ties` is
   official TIES of the dropped task vectors, which trims them to a fifth again.
 
-The masks cannot be those of another program. Each is a function of the expert's key
-and the entry's place alone: neither blocks, devices nor the other tensors change it.
+The masks cannot be those of another program (see `random_masks`).
 """
 
 import dataclasses
@@ -21,11 +20,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from resmerge_jax.linalg.gram import another_pass, row_sums
+from resmerge_jax.linalg.gram import another_pass
 from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import Context, Dense, Method, Stats, check_params
 from resmerge_jax.methods.global_trim import threshold_masks, trim_scans
+from resmerge_jax.methods.random_masks import drop_masks, l1_ratio
 from resmerge_jax.methods.sign_election import (
   Divisor,
   disjoint_merge,
@@ -71,26 +71,6 @@ class DareTies(_Drop):
   """Parameters of DARE with an election of signs: see `_Drop`."""
 
 
-def drop_masks(context: Context, rows: int, cols: int, density: float) -> jax.Array:
-  """Bernoulli(density) for each expert and entry, NxRxC: True stays.
-
-  Row r of an expert is drawn from its key folded with the row's number in the tensor.
-  """
-  row_R = context.row_start + jnp.arange(rows)
-  below = min(round(density * 2**32), 2**32 - 1)
-
-  def row_mask(key_2: jax.Array, row: jax.Array) -> jax.Array:
-    key = jax.random.fold_in(jax.random.wrap_key_data(key_2, impl='threefry2x32'), row)
-    return jax.random.bits(key, (cols,), jnp.uint32) < jnp.uint32(below)
-
-  # One expert after the other: drawing takes ten times the memory of its mask.
-  drawn_NxRxC = jax.lax.map(
-    lambda key_2: jax.vmap(row_mask, (None, 0))(key_2, row_R), context.keys_Nx2
-  )
-  # Drawn once: that costs more than all else here.
-  return jax.lax.optimization_barrier(drawn_NxRxC)
-
-
 def dropped(
   delta_NxRxC: TaskVectors, context: Context, params: _Drop
 ) -> tuple[list[jax.Array], list[jax.Array]]:
@@ -101,26 +81,13 @@ def dropped(
     return [params.density * delta_NxRxC[i] for i in range(n)], [stays] * n
   masks_NxRxC = drop_masks(context, rows, cols, params.density)
   if params.flavour == 'mergekit':
-    factor_N = _l1_ratio(*another_pass(delta_NxRxC, masks_NxRxC))
+    factor_N = l1_ratio(*another_pass(delta_NxRxC, masks_NxRxC))
   else:
     factor_N = jnp.full(n, 1 / params.density, jnp.float32)
   x_NxRxC = [
     jnp.where(masks_NxRxC[i], factor_N[i] * delta_NxRxC[i], 0.0) for i in range(n)
   ]
   return x_NxRxC, list(masks_NxRxC)
-
-
-def _l1_ratio(delta_NxRxC: TaskVectors, masks_NxRxC: jax.Array) -> jax.Array:
-  """||D_i||_1 / ||m_i D_i||_1, and 1 where nothing is left.
-
-  mergekit also leaves tensors alone whose sum of magnitudes is below 1e-7.
-  """
-  n = len(delta_NxRxC)
-  size_NxRxC = [jnp.abs(delta_NxRxC[i]) for i in range(n)]
-  stays = [jnp.where(masks_NxRxC[i], size_NxRxC[i], 0.0) for i in range(n)]
-  sums_X = jnp.stack(row_sums(size_NxRxC + stays)).sum(1)
-  before_N, after_N = sums_X[:n], sums_X[n:]
-  return jnp.where(after_N > 0, before_N / jnp.where(after_N > 0, after_N, 1.0), 1.0)
 
 
 def merge(

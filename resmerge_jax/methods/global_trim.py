@@ -104,7 +104,9 @@ def _signs(
   x_NxRxC = vectors(delta_NxRxC, context, params)
   x_NxRxC = masked(threshold_masks(x_NxRxC, context), x_NxRxC)
   plus_RxC, minus_RxC = vote(_weighted(x_NxRxC, context))
-  positive, negative = counts_of_rows([plus_RxC > minus_RxC, plus_RxC < minus_RxC]).sum(1)
+  positive, negative = counts_of_rows([plus_RxC > minus_RxC, plus_RxC < minus_RxC]).sum(
+    1
+  )
   return {'signs': positive - negative, **_carried(context)}
 
 

@@ -71,6 +71,23 @@ def disjoint_merge(
   return total_RxC / jnp.where(by_RxC == 0, 1.0, by_RxC), votes
 
 
+def merge_masked(
+  masks_NxRxC: Sequence[jax.Array],
+  x_NxRxC: Sequence[jax.Array],
+  weights_N: jax.Array,
+  elect: bool,
+  divisor: Divisor = 'none',
+) -> tuple[jax.Array, Stats]:
+  """mergekit's two ends of a merge: what agrees with a sign, zero being positive, or the
+  sum of all w_i x_i; of the x_i where their masks are True. With the masks' stats."""
+  x_NxRxC = masked(masks_NxRxC, x_NxRxC)
+  if not elect:
+    sum_RxC = total([w * x for w, x in zip(weights_N, x_NxRxC, strict=True)])
+    return sum_RxC, mask_stats(masks_NxRxC)
+  update_RxC, votes = disjoint_merge(x_NxRxC, weights_N, tie=1, divisor=divisor)
+  return update_RxC, mask_stats(masks_NxRxC, votes)
+
+
 def total(x_NxRxC: Iterable[jax.Array]) -> jax.Array:
   """Their sum, in order."""
   return functools.reduce(operator.add, x_NxRxC)

@@ -4,7 +4,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from resmerge_jax.errors import InputError
-from resmerge_jax.methods import dare, linear, resmerge, task_arithmetic, ties
+from resmerge_jax.methods import (
+  breadcrumbs,
+  dare,
+  della,
+  linear,
+  nearswap,
+  resmerge,
+  sce,
+  task_arithmetic,
+  ties,
+)
 from resmerge_jax.methods.base import Method, Post
 
 METHODS: dict[str, Method] = {
@@ -16,6 +26,10 @@ METHODS: dict[str, Method] = {
     ties.METHOD,
     dare.METHOD,
     dare.METHOD_TIES,
+    della.METHOD,
+    breadcrumbs.METHOD,
+    sce.METHOD,
+    nearswap.METHOD,
   )
 }
 

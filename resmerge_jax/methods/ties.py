@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 from resmerge_jax.linalg.gram import another_pass
 from resmerge_jax.linalg.krylov import Head
-from resmerge_jax.linalg.order_statistic import kept, largest
+from resmerge_jax.linalg.order_statistic import differences, kept, largest
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import Context, Dense, Method, Stats, check_params
 from resmerge_jax.methods.global_trim import threshold_masks, trim_scans
@@ -116,10 +116,6 @@ def merge(
   update_RxC, _, _ = merged(delta_NxRxC)
   _, masks_NxRxC, votes = merged(*another_pass(delta_NxRxC))
   return Dense(update_RxC), mask_stats(masks_NxRxC, votes)
-
-
-def differences(delta_NxRxC: TaskVectors) -> list[jax.Array]:
-  return [delta_NxRxC[i] for i in range(len(delta_NxRxC))]
 
 
 GLOBAL = trim_scans(

@@ -11,9 +11,13 @@ import pytest
 
 from resmerge_jax.errors import InputError
 from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.methods.breadcrumbs import Breadcrumbs
 from resmerge_jax.methods.dare import Dare, DareTies
+from resmerge_jax.methods.della import Della
 from resmerge_jax.methods.linear import Linear
+from resmerge_jax.methods.nearswap import NearSwap
 from resmerge_jax.methods.resmerge import ResMerge
+from resmerge_jax.methods.sce import Sce
 from resmerge_jax.methods.table import METHODS, method_of
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.methods.ties import Ties
@@ -38,9 +42,15 @@ SETTINGS: dict[str, Any] = {
   'dare_ties-mergekit': DareTies(density=0.5),
   'dare_ties-peft': DareTies(flavour='peft', density=0.5),
   'dare_ties-mergelm': DareTies(flavour='mergelm', density=0.5),
+  'della': Della(),
+  'della-linear': Della(elect=False),
+  'breadcrumbs': Breadcrumbs(density=0.5, gamma=0.1),
+  'breadcrumbs-ties': Breadcrumbs(density=0.5, gamma=0.1, elect=True),
+  'sce': Sce(),
+  'nearswap': NearSwap(t=0.01),
 }
 # Settings that take another number of experts than N.
-EXPERTS: dict[str, int] = {}
+EXPERTS: dict[str, int] = {'nearswap': 1}
 ENTRIES = {
   'test_rotating_rows_and_columns_commutes': 'entries are treated one by one',
 }
@@ -51,9 +61,13 @@ MASKS = {
 }
 # What a setting has not, and why: {setting: {test: reason}}.
 LACKS: dict[str, dict[str, str]] = {
-  name: MASKS if name.startswith('dare') else ENTRIES
+  name: MASKS if name.startswith(('dare', 'della')) else ENTRIES
   for name in SETTINGS
-  if name.startswith(('ties', 'dare'))
+  if name.startswith(('ties', 'dare', 'della', 'breadcrumbs', 'sce', 'nearswap'))
+}
+LACKS['nearswap'] = {
+  **ENTRIES,
+  'test_scaling_all_updates_scales_the_merge': 't is absolute',
 }
 
 

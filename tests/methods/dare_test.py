@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from resmerge_jax.errors import InputError
-from resmerge_jax.methods.dare import METHOD, METHOD_TIES, Dare, DareTies, drop_masks
+from resmerge_jax.methods.dare import METHOD, METHOD_TIES, Dare, DareTies
+from resmerge_jax.methods.random_masks import drop_masks
 from tests.methods import groups, scanned
 from tests.oracles.dare import dare, dare_ties
 
