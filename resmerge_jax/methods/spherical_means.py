@@ -155,7 +155,7 @@ def _riemannian_mean(
     tangent_N = log_N - (log_N * dot_N).sum() * c_N
     angle = norm(tangent_N)
     done |= angle < params.tol
-    sinc = jnp.sin(angle) / jnp.where(done, 1.0, angle)
+    sinc = jnp.where(angle > 0, jnp.sin(angle) / jnp.where(angle > 0, angle, 1.0), 1.0)
     moved_N = unit(jnp.cos(angle) * c_N + sinc * tangent_N)
     return jnp.where(done, c_N, moved_N), done
 
