@@ -52,7 +52,11 @@ def merge(
   family: Family | None,  # noqa: ARG001
   params: ModelStock,
 ) -> tuple[Update, Stats]:
-  """One expert is returned: t = 1. A zero vector has cosine 0 to all others."""
+  """One expert is returned: t = 1. A zero vector has cosine 0 to all others.
+
+  Cosines are free of scale. mergekit raises ||D_i|| ||D_j|| to 1e-6 at least, which rows of
+  small updates stay below: their cosine then shrinks, and t with it.
+  """
   n = len(delta_NxRxC)
   if not params.filter_wise:
     cos = _mean_of_pairs(cosines(gram(delta_NxRxC)))
