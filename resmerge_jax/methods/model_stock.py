@@ -6,7 +6,6 @@ W_0 + t mean_i D_i with t = N cos / (1 + (N - 1) cos).
 
 import dataclasses
 import itertools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -96,15 +95,11 @@ def _ratio(cos: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
   return jnp.where(singular, 0.0, n * cos / jnp.where(singular, 1.0, rest)), singular
 
 
-def _whole_matrix(params: Any) -> bool:
-  return not params.filter_wise
-
-
 METHOD = Method(
   name='model_stock',
   source='Jang et al. 2024, arXiv 2403.19522; as in mergekit 0.1.5',
   params=ModelStock,
   merge=merge,
   branches=BRANCHES,
-  whole_matrix=_whole_matrix,
+  whole_matrix=lambda params: not params.filter_wise,
 )

@@ -7,7 +7,7 @@ of expert i has changed where |D_i| > threshold; n counts the experts that chang
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -191,15 +191,11 @@ def _scans(params: Ram) -> tuple[Scan, ...]:
   return (Scan(measure, finish, whole_model=True),) if params.rescales else ()
 
 
-def _whole_matrix(params: Any) -> bool:
-  return params.mode == 'arm-ties'
-
-
 METHOD = Method(
   name='ram',
   source='RAM, arXiv 2601.13572; code xiangchi-yuan/mrl',
   params=Ram,
   merge=merge,
-  whole_matrix=_whole_matrix,
+  whole_matrix=lambda params: params.mode == 'arm-ties',
   scans=_scans,
 )

@@ -7,7 +7,7 @@ of one base are almost parallel, so there it is the mean in all but name.
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -151,10 +151,6 @@ def _between(weights: Arc, delta_NxRxC: TaskVectors, on: str) -> Update:
   return Dense(update_RxC)
 
 
-def _whole_matrix(params: Any) -> bool:
-  return params.flatten
-
-
 SLERP = Method(
   name='slerp',
   source='Shoemake 1985; as in mergekit 0.1.5',
@@ -169,5 +165,5 @@ NUSLERP = Method(
   merge=nuslerp,
   branches=BRANCHES,
   takes_weights=True,
-  whole_matrix=_whole_matrix,
+  whole_matrix=lambda params: params.flatten,
 )

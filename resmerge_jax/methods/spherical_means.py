@@ -9,7 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from resmerge_jax.linalg.gram import another_pass, gram, norms_of_sums
+from resmerge_jax.linalg.gram import another_pass, gram, row_sums
 from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.linalg.sphere import COLLINEAR, cosines, norms
 from resmerge_jax.linalg.task_vectors import TaskVectors, widen
@@ -93,11 +93,18 @@ def _norm_of_sum(
   """||sum_i unit_i D_i||: from the Gram matrix unless terms cancel in it."""
   scaled_NxN = unit_N[:, None] * gram_NxN * unit_N[None, :]
   square = scaled_NxN.sum(1).sum()
-  return jax.lax.cond(
-    square < CANCELS * norms(scaled_NxN).sum() ** 2,
-    lambda: norms_of_sums(*another_pass(delta_NxRxC, unit_N[None]))[0],
-    lambda: jnp.sqrt(square),
-  )
+
+  def summed_first() -> jax.Array:
+    stored, c_N = another_pass(delta_NxRxC, unit_N)
+    sum_RxC = sum((c_N[i] * stored[i] for i in range(len(stored))), jnp.float32(0))
+    # Two operands, or XLA takes one reduction over both axes, which is inexact.
+    up_R, down_R = row_sums(
+      [jnp.maximum(sum_RxC, 0) ** 2, jnp.minimum(sum_RxC, 0) ** 2]
+    )
+    return jnp.sqrt((up_R + down_R).sum())
+
+  cancels = square < CANCELS * norms(scaled_NxN).sum() ** 2
+  return jax.lax.cond(cancels, summed_first, lambda: jnp.sqrt(square))
 
 
 def karcher(

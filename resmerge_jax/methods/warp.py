@@ -106,16 +106,12 @@ def _scans(params: Warp) -> tuple[Scan, ...]:
   return () if params.group == 'tensor' else (Scan(measure, finish),)
 
 
-def _whole_matrix(params: Any) -> bool:
-  return params.group == 'tensor'
-
-
 METHOD = Method(
   name='warp',
   source='Ramé et al. 2024, arXiv 2406.16768',
   params=Warp,
   merge=merge,
   branches=BRANCHES,
-  whole_matrix=_whole_matrix,
+  whole_matrix=lambda params: params.group == 'tensor',
   scans=_scans,
 )
