@@ -2,17 +2,25 @@
 
 import dataclasses
 import difflib
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from resmerge_jax.errors import InputError
 from resmerge_jax.methods.resmerge import ResMerge
-from resmerge_jax.methods.table import METHODS, method_of
+from resmerge_jax.methods.table import METHODS, POSTS, method_of
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
-from resmerge_jax.plan.rules import RELEASE_RULES, Rule, rules_from
+from resmerge_jax.plan.rules import (
+  SCOPES,
+  Rule,
+  as_weights,
+  is_hidden,
+  rules_from,
+  weights_at,
+)
+from resmerge_jax.plan.stacks import Choose, Chosen
 from resmerge_jax.sizes import parse_size
+from resmerge_jax.types import TensorRef
 
 OUTPUT_DTYPES = ('base', 'bfloat16', 'float16', 'float32')
 VOCAB_POLICIES = ('error', 'base_rows', 'pad')
@@ -22,10 +30,11 @@ VOCAB_POLICIES = ('error', 'base_rows', 'pad')
 class MergeConfig:
   """Everything a merge depends on. Sizes in bytes, or text such as '2GiB'.
 
-  `method` holds the parameters of the method itself. `outside` is the task
-  arithmetic of the tensors that `rules` keep out of the method (None: their mean, or
-  the method itself where that is task arithmetic). `weights`: one per
-  expert, for task arithmetic. `max_shard_size` None keeps the base's shard layout;
+  `method` holds the parameters of the method itself. `rules` say which tensors get it
+  (None: as the method declares), `outside` is the task arithmetic of the others (None:
+  their mean, or the method itself where that is task arithmetic). `post`:
+  post-processors in their order, pairs of name and parameters. `weights`: one per
+  expert, a number or a list spread over the depth of the model. `max_shard_size` None keeps the base's shard layout;
   `memory_budget` None lets the plan choose. `resume` continues a run into this output
   that stopped, or verifies an output that is complete. `whole_files`: of several
   processes each writes files of its own, on its own devices.
@@ -37,8 +46,9 @@ class MergeConfig:
   expert_ids: tuple[str, ...] | None = None
   method: Any = dataclasses.field(default_factory=ResMerge)
   outside: TaskArithmetic | None = None
-  rules: tuple[Rule, ...] = RELEASE_RULES
-  weights: tuple[float, ...] | None = None
+  rules: tuple[Rule, ...] | None = None
+  post: tuple[tuple[str, Any], ...] = ()
+  weights: tuple[Any, ...] | None = None
   output_dtype: Literal['base', 'bfloat16', 'float16', 'float32'] = 'bfloat16'
   max_shard_size: int | str | None = None
   memory_budget: int | str | None = None
@@ -56,8 +66,8 @@ class MergeConfig:
         raise InputError(f'{name}: got the text {value!r}, expected a list')
       if value is not None:
         object.__setattr__(self, name, tuple(value))
-    object.__setattr__(self, 'rules', rules_from(self.rules))
-    method_of(self.method)  # refuses what is no method's parameters
+    object.__setattr__(self, 'rules', merge_rules(self.rules, self.method))
+    object.__setattr__(self, 'post', make_posts(self.post))
     for name in ('max_shard_size', 'memory_budget'):
       value = getattr(self, name)
       if value is not None:
@@ -66,6 +76,86 @@ class MergeConfig:
       object.__setattr__(self, 'mesh', parse_mesh(self.mesh))
     check_choices(self.output_dtype, self.vocab, self.seed)
     check_experts(len(self.experts), self.expert_ids, self.weights, self.method)
+    if self.weights is not None:
+      object.__setattr__(self, 'weights', as_weights(self.weights))
+
+  @property
+  def on_host(self) -> bool:
+    """Whether the host's CPUs compute although there may be accelerators."""
+    assert self.rules is not None
+    return on_host(self.method, self.rules, self.post)
+
+
+def merge_rules(rules: Sequence[Any] | None, method: Any) -> tuple[Rule, ...]:
+  """The table of rules, with the parameters of methods that rules name."""
+  if rules is None:
+    return SCOPES[method_of(method).gets(method)]
+  return tuple(
+    dataclasses.replace(rule, method=named(rule.method, make_method, 'rule'))
+    if rule.method is not None
+    else rule
+    for rule in rules_from(rules)
+  )
+
+
+def make_posts(posts: Sequence[Any]) -> tuple[tuple[str, Any], ...]:
+  """Post-processors as (name, parameters), from pairs or mappings with a name."""
+  return tuple(named(post, make_post, 'post') for post in posts)
+
+
+def named(given: Any, make: Callable[[str, Any], Any], where: str) -> tuple[str, Any]:
+  """(name, parameters) of a pair, or of a mapping with `name`.
+
+  Raises:
+    InputError: it is neither.
+  """
+  if isinstance(given, str):
+    given = (given, {})
+  if isinstance(given, Mapping) and 'name' in given:
+    given = (given['name'], {k: v for k, v in given.items() if k != 'name'})
+  if (
+    not isinstance(given, Sequence) or len(given) != 2 or not isinstance(given[0], str)
+  ):
+    raise InputError(
+      f'{where}: got {given!r}, expected a name and its parameters',
+      fix="write ('name', {...}), or a mapping with the key 'name'",
+    )
+  return given[0], make(given[0], given[1])
+
+
+def choose(
+  config_method: Any, outside: Any, posts: Sequence[tuple[str, Any]]
+) -> Choose:
+  """How a tensor is merged, by its rule.
+
+  A post-processor of whole matrices is for hidden matrices alone.
+  """
+
+  def chosen(rule: Rule, tensor: TensorRef) -> Chosen:
+    if rule.action == 'base':
+      return Chosen(None)
+    params = outside
+    if rule.action == 'method':
+      params = rule.method[1] if rule.method else config_method
+    post = tuple(
+      p for name, p in posts if not POSTS[name].whole_matrix or is_hidden(tensor)
+    )
+    whole = method_of(params).whole_matrix(params) or any(
+      POSTS[name].whole_matrix for name, p in posts if p in post
+    )
+    return Chosen(params, post, whole, len(method_of(params).scans(params)))
+
+  return chosen
+
+
+def on_host(
+  method: Any, rules: Sequence[Rule], posts: Sequence[tuple[str, Any]]
+) -> bool:
+  """Whether something needs float64, which accelerators lack: CPUs compute then."""
+  methods = [method, *(rule.method[1] for rule in rules if rule.method)]
+  return any(method_of(params).float64 for params in methods) or any(
+    POSTS[name].float64 for name, _ in posts
+  )
 
 
 def parse_mesh(mesh: Any) -> tuple[int, int]:
@@ -94,11 +184,11 @@ def parse_mesh(mesh: Any) -> tuple[int, int]:
   return pair[0], pair[1]
 
 
-def outside_of(method: Any, outside: TaskArithmetic | None) -> TaskArithmetic:
-  """The rule for tensors that the method does not get."""
+def outside_of(method: Any, outside: Any, n_experts: int) -> Any:
+  """Parameters of the method for tensors that the method does not get."""
   if outside is not None:
     return outside
-  return method if isinstance(method, TaskArithmetic) else TaskArithmetic()
+  return method_of(method).outside(method, n_experts) or TaskArithmetic()
 
 
 def check_choices(output_dtype: str, vocab: str, seed: int) -> None:
@@ -116,7 +206,7 @@ def check_choices(output_dtype: str, vocab: str, seed: int) -> None:
 def check_experts(
   n_experts: int,
   expert_ids: tuple[str, ...] | None,
-  weights: tuple[float, ...] | None,
+  weights: tuple[Any, ...] | None,
   method: Any,
 ) -> None:
   """One id and one weight per expert, and weights only where they mean something."""
@@ -128,10 +218,13 @@ def check_experts(
         f'{name}: got {len(values)} for {n_experts} experts',
         fix='give one per expert, in the order of the experts, or none',
       )
+  if expected := method_of(method).expects(method, n_experts):
+    raise InputError(
+      f'method {method_of(method).name}: got {n_experts} experts, expected {expected}'
+    )
   if weights is None:
     return
-  if not all(math.isfinite(weight) for weight in weights):
-    raise InputError(f'weights: got {list(weights)}, expected finite numbers')
+  weights = as_weights(weights)
   if not method_of(method).takes_weights:
     raise InputError(
       f'weights: {method_of(method).name} defines none',
@@ -139,7 +232,8 @@ def check_experts(
       'would merge two halves of the model by different rules',
       fix='leave weights out, or use a method that takes them (task_arithmetic)',
     )
-  if getattr(method, 'reduce', 'sum') == 'mean' and abs(sum(weights)) < 1e-6:
+  averages = getattr(method, 'reduce', 'sum') == 'mean'
+  if averages and any(abs(sum(weights_at(weights, t))) < 1e-6 for t in (0.0, 0.5, 1.0)):
     raise InputError(
       f'weights: {list(weights)} sum to zero, so their mean does not exist',
       fix="change the weights or set method.reduce='sum'",
@@ -152,20 +246,29 @@ def make_method(name: str, params: Mapping[str, Any] | Any | None = None) -> Any
   Raises:
     InputError: unknown method or field (with the nearest names), value out of range.
   """
-  if name not in METHODS:
+  return _make('method', METHODS, name, params)
+
+
+def make_post(name: str, params: Mapping[str, Any] | Any | None = None) -> Any:
+  """The parameter dataclass of post-processor `name`; raises as `make_method`."""
+  return _make('post', POSTS, name, params)
+
+
+def _make(kind: str, known: Mapping[str, Any], name: str, params: Any) -> Any:
+  if name not in known:
     raise InputError(
-      f'unknown method {name!r}',
-      fix=f'use one of {", ".join(METHODS)}{did_you_mean(name, METHODS)}',
+      f'unknown {kind} {name!r}',
+      fix=f'use one of {", ".join(known)}{did_you_mean(name, known)}',
     )
-  wanted = METHODS[name].params
+  wanted = known[name].params
   if isinstance(params, wanted):
     return params
   if params is not None and not isinstance(params, Mapping):
     raise InputError(
-      f'method {name}: got parameters of type {type(params).__name__}',
+      f'{kind} {name}: got parameters of type {type(params).__name__}',
       fix=f'pass a mapping of its fields, or a {wanted.__name__}',
     )
-  return from_mapping(wanted, params or {}, f'method {name}')
+  return from_mapping(wanted, params or {}, f'{kind} {name}')
 
 
 def from_mapping(kind: type, values: Mapping[str, Any], where: str) -> Any:
@@ -186,7 +289,8 @@ def from_mapping(kind: type, values: Mapping[str, Any], where: str) -> Any:
   ]
   if wrong:
     raise InputError(f'{where}: wrong type', wrong)
-  return kind(**values)
+  lists = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+  return kind(**{**values, **lists})  # JSON has lists only
 
 
 def _fits(value: Any, expected: type) -> bool:

@@ -12,12 +12,14 @@ import glob
 import itertools
 import os
 import pathlib
+import pickle
 import re
 import shutil
 import sys
 import threading
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -173,6 +175,21 @@ def agree(failed: BaseException | None = None) -> None:
   if failed is None and others:
     path, why = others[0]
     raise StoppedError(_failure(int(path.rpartition('/')[2]), why))
+
+
+def gathered(value: Any) -> list[Any]:
+  """`value` of every process, in their order; all of them must ask."""
+  if jax.process_count() == 1:
+    return [value]
+  client, place = _service(), f'resmerge/gather-{next(_numbers)}'
+  text = zlib.compress(pickle.dumps(value), 1)
+  client.key_value_set_bytes(f'{place}/{jax.process_index():05d}', text)
+  return [
+    pickle.loads(
+      zlib.decompress(client.blocking_key_value_get_bytes(f'{place}/{i:05d}', _LONG_MS))
+    )
+    for i in range(jax.process_count())
+  ]
 
 
 def _service() -> Any:

@@ -49,16 +49,19 @@ def merge_devices(
   mesh_shape: tuple[int, int] | None = None,
   devices: Sequence[jax.Device] | None = None,
   own: bool = False,
+  host: bool = False,
 ) -> tuple[jax.Device, ...]:
   """All devices of all processes, or `devices`; a mesh that the user sets must fit them.
 
-  `own`: those of this process alone.
+  `own`: those of this process alone. `host`: CPUs, whatever else there is.
 
   Raises:
     InputError: it needs more devices than there are, or some TPUs of several.
   """
   if devices is None:
     devices = jax.local_devices() if own else jax.devices()
+    if host and devices[0].platform != 'cpu':
+      devices = jax.local_devices(backend='cpu') if own else jax.devices('cpu')
   devices = tuple(devices)
   if mesh_shape and math.prod(mesh_shape) > len(devices):
     raise InputError(
@@ -92,18 +95,18 @@ def each(one: Callable[[Any], Any], stacked: Any, at_once: bool) -> Any:
   return jax.lax.map(lambda x: one(jax.lax.optimization_barrier(x)), stacked)
 
 
-def apart_by_layer(merge_stack: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-  """`merge_stack(base, experts, weights, start, head)` on each device's own layers.
+def apart_by_layer(on_stack: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+  """`on_stack(base, experts, context, start, head)` on each device's own layers.
 
   Layers share nothing, not even whether to go on with the solver's loop. Rows stay to
   the compiler: it adds the all-reduces of their sums.
   """
   by_layer, whole = PartitionSpec(AXES[0]), PartitionSpec()
   return jax.shard_map(
-    merge_stack,
+    on_stack,
     mesh=mesh,
     axis_names={AXES[0]},
-    in_specs=(by_layer, by_layer, whole, whole, by_layer),
+    in_specs=(by_layer, by_layer, by_layer, whole, by_layer),
     out_specs=by_layer,
     check_vma=False,
   )

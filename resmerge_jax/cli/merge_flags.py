@@ -4,10 +4,12 @@
 defaults, `--config.field=value` overrides single fields, and the plain flags win.
 """
 
+import ast
 import dataclasses
 import importlib.util
 import json
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +27,7 @@ from resmerge_jax.config import (
 )
 from resmerge_jax.errors import InputError
 from resmerge_jax.methods.resmerge import FAMILY_SCALE
-from resmerge_jax.methods.table import METHODS
+from resmerge_jax.methods.table import METHODS, POSTS
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 
 DEFAULT_CONFIG = 'resmerge'
@@ -68,7 +70,17 @@ def _define_plain_flags() -> None:
   flags.DEFINE_enum(
     'method', None, sorted(METHODS), "method, with its defaults (default: the config's)"
   )
-  flags.DEFINE_list('weights', None, 'one weight per expert, for task_arithmetic')
+  flags.DEFINE_list(
+    'weights',
+    None,
+    'one weight per expert, for methods that take them; 0:0.5:1 is spread over the depth',
+  )
+  flags.DEFINE_multi_string(
+    'post',
+    None,
+    f'post-processor ({", ".join(sorted(POSTS))}) with its parameters, such as '
+    'lines:alpha=0.4,beta=0.6; again for the next one',
+  )
   flags.DEFINE_enum(
     'output_dtype',
     None,
@@ -131,15 +143,36 @@ def merge_config(given: Mapping[str, Any] | None = None) -> MergeConfig:
     if isinstance(value, list) and '' in value:
       raise InputError(f'--{name}: an empty item in {",".join(value)!r}')
   if 'weights' in values:
-    values['weights'] = _numbers(values['weights'])
+    values['weights'] = [_weight(text) for text in values['weights']]
+  if flags.FLAGS.post:
+    values['post'] = [_post(text) for text in flags.FLAGS.post]
   return config_from({**values, **(given or {})})
 
 
-def _numbers(texts: list[Any]) -> list[float]:
+def _weight(text: Any) -> float | list[float]:
+  """A number, or several between colons."""
+  if not isinstance(text, str):
+    return text
   try:
-    return [float(text) for text in texts]
+    numbers = [float(part) for part in text.split(':')]
   except ValueError:
-    raise InputError(f'weights: got {texts}, expected numbers') from None
+    raise InputError(
+      f'weights: got {text!r}, expected a number, or numbers between colons'
+    ) from None
+  return numbers if len(numbers) > 1 else numbers[0]
+
+
+def _post(text: str) -> tuple[str, dict[str, Any]]:
+  """('lines', {'alpha': 0.4}) of 'lines:alpha=0.4'; values are Python literals."""
+  name, _, given = text.partition(':')
+  values = dict(re.findall(r'(\w+)=((?:[(\[][^)\]]*[)\]]|[^,])+)', given))
+  try:
+    return name, {key: ast.literal_eval(value) for key, value in values.items()}
+  except (ValueError, SyntaxError):
+    raise InputError(
+      f'--post={text}: got values that are no numbers',
+      fix='write --post=lines:alpha=0.4,beta=0.6',
+    ) from None
 
 
 def _take(argv: list[str], flag: str) -> tuple[str | None, list[str]]:

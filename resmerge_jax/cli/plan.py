@@ -31,14 +31,14 @@ from resmerge_jax.cli.app import no_arguments, run_app
 from resmerge_jax.cli.merge_flags import define_flags, merge_config
 from resmerge_jax.cli.runtime import only_compile
 from resmerge_jax.cli.shape_group import shape_group
-from resmerge_jax.config import MergeConfig, outside_of
+from resmerge_jax.config import MergeConfig
 from resmerge_jax.errors import InputError
 from resmerge_jax.pipeline.ahead import Ahead, compile_ahead
 from resmerge_jax.pipeline.ahead_report import ahead_json, describe_ahead
 from resmerge_jax.pipeline.merge import plan_for, prepare
 from resmerge_jax.pipeline.topology import topology_devices
 from resmerge_jax.plan.plan import MergePlan
-from resmerge_jax.plan.report import describe_plan
+from resmerge_jax.plan.report import describe_plan, describe_weights
 from resmerge_jax.synthetic import SHAPES
 
 if TYPE_CHECKING:
@@ -68,9 +68,12 @@ def main(argv: list[str]) -> None:
   as_json = flags.FLAGS.json
   if not as_json:
     print('\n'.join(describe_plan(plan, group, config.output_dtype)))
+    if config.weights or any(rule.weights for rule in plan.table):
+      weights = config.weights or (1.0,) * len(group.experts)
+      print('\n'.join(describe_weights(plan, group, weights)))
     for note in notes:
       print(f'note: {note}')
-  ahead = _compiled(plan, config, devices) if devices else None
+  ahead = _compiled(plan, devices) if devices else None
   if as_json:
     found = {**plan.to_json(), 'notes': list(notes)}
     compiled = {'compiled': ahead_json(ahead)} if ahead else {}
@@ -104,15 +107,11 @@ def _planned(
   return config, group, plan_for(config, group, devices), ()
 
 
-def _compiled(
-  plan: MergePlan, config: MergeConfig, devices: tuple['jax.Device', ...]
-) -> Ahead:
+def _compiled(plan: MergePlan, devices: tuple['jax.Device', ...]) -> Ahead:
   """What compiling tells. It takes half a minute a program, so stderr says which."""
   sys.stdout.flush()
   return compile_ahead(
     plan,
-    config.method,
-    outside_of(config.method, config.outside),
     flags.FLAGS.topology,
     devices,
     lambda program: sys.stderr.write(f'compiling {program}\n'),

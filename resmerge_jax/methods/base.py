@@ -95,6 +95,7 @@ class TensorFacts:
 
   shape: tuple[int, ...]
   layer: int
+  n_layers: int
   copies: int = 1
 
 
@@ -124,7 +125,9 @@ class Method:
   codes of the record's `branch`. `whole_matrix(params)` is False where each row of the
   result depends on that row alone (and on what `scans(params)` found), so that
   matrices may go through in row blocks. `float64` methods are traced with 64-bit types
-  enabled and run on CPU. `gets`: which tensors the method gets if the user has no rules of his own.
+  enabled and run on CPU. `outside(params, N)`: parameters for the tensors that the
+  method does not get (None: the mean of the updates). `expects(params, N)`: what
+  these parameters want instead of N experts, None if N suits them. `gets`: which tensors the method gets if the user has no rules of his own.
   """
 
   name: str
@@ -138,6 +141,8 @@ class Method:
   float64: bool = False
   scans: Callable[[Any], tuple[Scan, ...]] = lambda params: ()  # noqa: ARG005
   gets: Callable[[Any], Scope] = lambda params: 'all'  # noqa: ARG005
+  outside: Callable[[Any, int], Any] = lambda params, n: None  # noqa: ARG005
+  expects: Callable[[Any, int], str | None] = lambda params, n: None  # noqa: ARG005
 
 
 class PostFn(Protocol):

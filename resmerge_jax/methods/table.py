@@ -1,5 +1,6 @@
 """The tables of methods and of post-processors: one explicit entry each."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from resmerge_jax.errors import InputError
@@ -37,10 +38,19 @@ POSTS: dict[str, Post] = {
 
 def method_of(params: Any) -> Method:
   """The method whose parameters these are."""
-  for method in METHODS.values():
-    if isinstance(params, method.params):
-      return method
+  return _of('method', METHODS, params)
+
+
+def post_of(params: Any) -> Post:
+  """The post-processor whose parameters these are."""
+  return _of('post', POSTS, params)
+
+
+def _of(kind: str, known: Mapping[str, Any], params: Any) -> Any:
+  for entry in known.values():
+    if type(params) is entry.params:
+      return entry
   raise InputError(
-    f'method: got parameters of type {type(params).__name__}',
-    fix=f'pass one of {", ".join(m.params.__name__ for m in METHODS.values())}',
+    f'{kind}: got parameters of type {type(params).__name__}',
+    fix=f'pass one of {", ".join(m.params.__name__ for m in known.values())}',
   )

@@ -8,7 +8,6 @@ import dataclasses
 import math
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 
 from resmerge_jax.errors import InputError
@@ -58,4 +57,6 @@ METHOD = Method(
   merge=merge,
   takes_weights=True,
   whole_matrix=lambda params: False,  # noqa: ARG005
+  gets=lambda params: 'hidden',  # noqa: ARG005
+  outside=lambda params, n: params,  # noqa: ARG005
 )

@@ -5,7 +5,6 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 
@@ -13,11 +12,11 @@ from resmerge_jax.checkpoint.summary import fold_names
 from resmerge_jax.errors import InputError
 from resmerge_jax.linalg.krylov import MAX_CYCLES, MAX_STEPS, MIN_STEPS, THIN
 from resmerge_jax.methods.table import method_of
-from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.pipeline.chips import Chip, chip_of
 from resmerge_jax.pipeline.hlo import Collective, collectives
-from resmerge_jax.pipeline.kernels import KernelSpec, compile_kernel, step_spec
-from resmerge_jax.pipeline.stream import COMPILE_THREADS
+from resmerge_jax.pipeline.kernel_spec import KernelSpec, step_spec
+from resmerge_jax.pipeline.kernels import compile_kernel
+from resmerge_jax.pipeline.loop import COMPILE_THREADS
 from resmerge_jax.plan.accelerators import Accelerators
 from resmerge_jax.plan.plan import MergePlan
 from resmerge_jax.plan.stacks import FLOAT32, Step
@@ -120,8 +119,6 @@ class Ahead:
 
 def compile_ahead(
   plan: MergePlan,
-  method: Any,
-  outside: TaskArithmetic,
   topology: str,
   devices: tuple[jax.Device, ...],
   progress: Callable[[str], object],
@@ -133,7 +130,7 @@ def compile_ahead(
   steps: dict[KernelSpec, list[Step]] = {}
   for step in plan.steps:
     if step.stack.action != 'base':
-      spec = step_spec(step, method, outside, plan.devices.mesh)
+      spec = step_spec(step, plan.devices.mesh)
       steps.setdefault(spec, []).append(step)
 
   def compiled(spec: KernelSpec) -> Program | Misfit:

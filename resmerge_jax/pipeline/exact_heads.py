@@ -9,8 +9,10 @@ import numpy as np
 from resmerge_jax.host_float import to_float32
 from resmerge_jax.linalg.exact import host_head
 from resmerge_jax.linalg.krylov import MAX_ERROR, Head
+from resmerge_jax.methods.base import Context
 from resmerge_jax.pipeline.fetched import Fetched, Piece, fetch
-from resmerge_jax.pipeline.kernels import KernelSpec, as_bits, compile_kernel
+from resmerge_jax.pipeline.kernel_spec import KernelSpec, as_bits
+from resmerge_jax.pipeline.kernels import compile_kernel
 from resmerge_jax.pipeline.staging import Shard
 from resmerge_jax.plan.stacks import Step
 
@@ -20,7 +22,7 @@ def replace_flagged(
   step: Step,
   fetched: Fetched,
   read_layer: Callable[[int], Shard],
-  weights_N: np.ndarray,
+  context_L: Context,
   device: jax.Device,
 ) -> tuple[Fetched, np.ndarray]:
   """`fetched` with every layer redone whose head error exceeds MAX_ERROR.
@@ -46,8 +48,9 @@ def replace_flagged(
     if fetched.owned[at]:
       layer = fetched.layers[at]
       shard = read_layer(layer)
+      context = jax.tree.map(lambda x, i=layer: x[i : i + 1], context_L)
       out_RxC = _redone(
-        spec, step, fetched, at, flagged_LxN[at], shard, weights_N, device
+        spec, step, fetched, at, flagged_LxN[at], shard, context, device
       )
       pieces.append(Piece(layer, range(len(out_RxC)), out_RxC))
   return dataclasses.replace(fetched, pieces=tuple(pieces)), flagged_LxN
@@ -60,7 +63,7 @@ def _redone(
   at: int,
   flagged_N: np.ndarray,
   shard: Shard,
-  weights_N: np.ndarray,
+  context: Context,
   device: jax.Device,
 ) -> np.ndarray:
   """The merged matrix from exact heads; puts its numbers into `fetched`."""
@@ -74,7 +77,7 @@ def _redone(
   redone = kernel.run(
     jax.device_put(as_bits(shard.base), kernel.base),
     jax.device_put(as_bits(shard.experts), kernel.experts),
-    jax.device_put(weights_N, kernel.whole),
+    jax.device_put(context, kernel.layer),
     jax.device_put(np.zeros(one.start_shape, np.float32), kernel.whole),
     jax.device_put(head, kernel.layer),
   )

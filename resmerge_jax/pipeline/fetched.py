@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from resmerge_jax.linalg.krylov import Head
-from resmerge_jax.pipeline.kernels import Merged, Sums, staged_dtype
+from resmerge_jax.pipeline.kernel_spec import staged_dtype
+from resmerge_jax.pipeline.kernels import Merged, Sums
 from resmerge_jax.plan.stacks import Step
 
 
@@ -44,17 +45,10 @@ class Fetched:
 
 def fetch(step: Step, merged: Merged) -> Fetched:
   """Waits for a step and takes what lies on this process' devices, without copies."""
-  jax.block_until_ready(merged)
-  n_layers, n_rows = len(step.names), step.row_stop - step.row_start
-  # Padding, if there is any, is at the end of the last shard.
-  held = [
-    (layer, shard.replica_id == 0)
-    for start, shard in _by_layer(merged.sums.update_sq_L).items()
-    for layer in range(start, min(start + shard.data.shape[0], n_layers))
-  ]
-  sums, stats, head = jax.tree.map(
-    lambda x: _held(x)[: len(held)], (merged.sums, merged.stats, merged.head)
+  held, owned, (sums, stats, head) = held_numbers(
+    step, (merged.sums, merged.stats, merged.head)
   )
+  n_rows = step.row_stop - step.row_start
   pieces = []
   for shard in merged.out_LxRxC.addressable_shards:
     shape = merged.out_LxRxC.shape
@@ -64,16 +58,36 @@ def fetch(step: Step, merged: Merged) -> Fetched:
     pieces += [
       Piece(layer, rows, data[at, : len(rows)])
       for at, layer in enumerate(layers)
-      if layer < n_layers and rows
+      if layer < len(step.names) and rows
     ]
   return Fetched(
-    layers=tuple(layer for layer, _ in held),
-    owned=tuple(owned for _, owned in held),
+    layers=held,
+    owned=owned,
     sums=sums,
     stats=stats,
     head=head,
     pieces=tuple(pieces),
   )
+
+
+def held_numbers(
+  step: Step, numbers: Any
+) -> tuple[tuple[int, ...], tuple[bool, ...], Any]:
+  """Waits, and takes of arrays with an entry per layer what this process holds.
+
+  Returns the places of these layers in the step, whether this process reports them, and
+  the arrays on the host, without padding.
+  """
+  jax.block_until_ready(numbers)
+  # Padding, if there is any, is at the end of the last shard.
+  held = [
+    (layer, shard.replica_id == 0)
+    for start, shard in _by_layer(jax.tree.leaves(numbers)[0]).items()
+    for layer in range(start, min(start + shard.data.shape[0], len(step.names)))
+  ]
+  taken = jax.tree.map(lambda x: _held(x)[: len(held)], numbers)
+  layers, owned = zip(*held, strict=True) if held else ((), ())
+  return layers, owned, taken
 
 
 def _by_layer(x: jax.Array) -> dict[int, Any]:

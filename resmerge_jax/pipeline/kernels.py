@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -10,24 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from resmerge_jax.linalg.gram import another_pass, row_sums
-from resmerge_jax.linalg.krylov import Head, block_size, ritz_size, top_k
+from resmerge_jax.linalg.krylov import Head, ritz_size, top_k
 from resmerge_jax.linalg.task_vectors import TaskVectors, narrow, widen
-from resmerge_jax.methods.base import Update, apply_update
-from resmerge_jax.methods.table import method_of
-from resmerge_jax.methods.task_arithmetic import TaskArithmetic
+from resmerge_jax.methods.base import Context, Update, apply_update
+from resmerge_jax.methods.table import method_of, post_of
+from resmerge_jax.pipeline.kernel_spec import KernelSpec, device_dtype
 from resmerge_jax.pipeline.program_cache import cached
-from resmerge_jax.plan.stacks import Step
 from resmerge_jax.sharding import (
   apart_by_layer,
   each,
   expert_sharding,
   layer_sharding,
-  mesh_for,
-  padded,
   replicated,
   stack_sharding,
 )
-from resmerge_jax.types import DTYPES, Family
 
 # These compile our programs a third faster than XLA:CPU's defaults, and the result runs
 # as fast (measured, docs/performance.md).
@@ -36,50 +31,6 @@ CPU_OPTIONS: dict[str, str | bool] = {
   'xla_backend_optimization_level': '1',
   'xla_cpu_parallel_codegen_split_count': '2',
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class KernelSpec:
-  """Everything a compiled step depends on; equal specs share one program.
-
-  `layers` and `rows` are a step's shape before padding. `head_given`: the heads come
-  as an argument (exact ones, from the host) instead of being computed. `mesh_shape`:
-  devices along layers and rows if the user has set them.
-  """
-
-  params: Any
-  family: Family | None
-  layers: int
-  rows: int
-  cols: int
-  n_experts: int
-  base_dtype: str
-  expert_dtype: str
-  out_dtype: str
-  head_given: bool = False
-  mesh_shape: tuple[int, int] | None = None
-
-  @property
-  def head_rank(self) -> int:
-    """k, at most the short side; 0 where the method wants no head."""
-    return min(method_of(self.params).head_rank(self.params), self.rows, self.cols)
-
-  @property
-  def start_shape(self) -> tuple[int, int]:
-    """PxC of the solver's random start."""
-    return (block_size(self.head_rank) if self.head_rank else 0, self.cols)
-
-  def mesh(self, devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
-    """The mesh of this step; on rows alone where these are independent."""
-    fixed = self.mesh_shape
-    if fixed and not method_of(self.params).whole_matrix:
-      fixed = 1, fixed[0] * fixed[1]
-    return mesh_for(self.layers, self.rows, devices, fixed)
-
-  def padded_shape(self, devices: Sequence[jax.Device]) -> tuple[int, int, int]:
-    """LxRxC of the arrays the compiled step takes on these devices."""
-    mesh = self.mesh(devices)
-    return (*padded(self.layers, self.rows, mesh), self.cols)
 
 
 Numbers = Any  # jax.Array from the device, numpy.ndarray once fetched to the host
@@ -115,52 +66,6 @@ class Kernel:
   whole: jax.sharding.Sharding
 
 
-def staged_dtype(code: str) -> Any:
-  """The dtype in which stored weights reach the device: float64 goes as float32."""
-  return DTYPES['F32' if code == 'F64' else code]
-
-
-def device_dtype(code: str) -> Any:
-  """The dtype of a kernel's arrays: bfloat16 goes as its bits (see `widen`)."""
-  return np.dtype(np.uint16) if code == 'BF16' else staged_dtype(code)
-
-
-def as_bits(staged: np.ndarray) -> np.ndarray:
-  """A staged array as kernels take it."""
-  return staged.view(np.uint16) if staged.dtype == DTYPES['BF16'] else staged
-
-
-def common_dtype(codes: Sequence[str]) -> str:
-  """One dtype for all experts of a stack: their own, or float32 where they differ."""
-  return codes[0] if len(set(codes)) == 1 else 'F32'
-
-
-def step_spec(
-  step: Step,
-  method: Any,
-  outside: TaskArithmetic,
-  mesh_shape: tuple[int, int] | None = None,
-) -> KernelSpec:
-  """The program that computes a step. `outside` is for tensors without the method."""
-  stack = step.stack
-  if not step.present[0]:  # rows the base lacks: the mean of the experts that have them
-    params: Any = TaskArithmetic()
-  else:
-    params = method if stack.action == 'method' else outside
-  return KernelSpec(
-    params=params,
-    family=stack.family if method_of(params).whole_matrix else None,
-    layers=stack.layers,
-    rows=stack.rows,
-    cols=stack.n_cols,
-    n_experts=len(stack.dtypes) - 1,
-    base_dtype=stack.dtypes[0],
-    expert_dtype=common_dtype(stack.dtypes[1:]),
-    out_dtype=stack.out_dtype,
-    mesh_shape=mesh_shape,
-  )
-
-
 @functools.lru_cache(maxsize=64)
 def random_start(seed: int, shape: tuple[int, int]) -> np.ndarray:
   """The solver's start, PxC: orthonormal rows, the same for all matrices of one width.
@@ -187,6 +92,16 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
   n = spec.n_experts
+  per_layer = functools.partial(aval, sharding=layer)
+  arrays: dict[str, Any] = {
+    'weights_N': per_layer((layers, n), jnp.float32),
+    'keys_Nx2': per_layer((layers, n, 2), jnp.uint32),
+    **dict.fromkeys(
+      ('row_start', 'layer', 'n_layers'), per_layer((layers,), jnp.int32)
+    ),
+    'found': {k: per_layer((layers, *shape), dtype) for k, shape, dtype in spec.found},
+  }
+  context = Context(**arrays)
   base = aval(shape, device_dtype(spec.base_dtype), on_base)
   experts = aval((layers, n, rows, cols), device_dtype(spec.expert_dtype), on_experts)
   head = None
@@ -201,44 +116,49 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
     head = Head(*fields)
   on_cpu = devices[0].platform == 'cpu'
   start = aval(spec.start_shape, jnp.float32, whole)
-  arguments = (base, experts, aval((n,), jnp.float32, whole), start, head)
+  arguments = (base, experts, context, start, head)
 
   def compile_program() -> jax.stages.Compiled:
-    stepped = apart_by_layer(functools.partial(_merge_stack, spec, not on_cpu), mesh)
-    shardings = Merged(on_base, *cast(Any, (layer,) * 3))  # a tree's prefix
-    lowered = jax.jit(stepped, out_shardings=shardings).lower(*arguments)
-    return lowered.compile(CPU_OPTIONS if on_cpu else None)
+    stepped = apart_by_layer(functools.partial(_on_stack, spec, not on_cpu), mesh)
+    merged = Merged(on_base, *cast(Any, (layer,) * 3))  # a tree's prefix
+    shardings = merged if spec.scan is None else layer
+    with jax.enable_x64(spec.float64):
+      lowered = jax.jit(stepped, out_shardings=shardings).lower(*arguments)
+      return lowered.compile(CPU_OPTIONS if on_cpu else None)
 
   run = cached((spec, mesh.shape_tuple), tuple(mesh.devices.flat), compile_program)
   return Kernel(run, shape, on_base, on_experts, layer, whole)
 
 
-def _merge_stack(
+def _on_stack(
   spec: KernelSpec,
   at_once: bool,
   base_LxRxC: jax.Array,
   experts_LxNxRxC: jax.Array,
-  weights_N: jax.Array,
+  context_L: Context,
   start_PxC: jax.Array,
   head: Head | None,
-) -> Merged:
-  def one(stored: tuple[jax.Array, jax.Array, Head | None]) -> Merged:
-    base_RxC, experts_NxRxC, head = stored
+) -> Any:
+  def one(stored: tuple[jax.Array, jax.Array, Context, Head | None]) -> Any:
+    base_RxC, experts_NxRxC, context, head = stored
     delta_NxRxC = TaskVectors(base_RxC, experts_NxRxC)
-    return _merge_one(spec, at_once, delta_NxRxC, weights_N, start_PxC, head)
+    if spec.scan is not None:
+      scan = method_of(spec.params).scans(spec.params)[spec.scan]
+      return scan.measure(delta_NxRxC, context=context, params=spec.params)
+    return _merge_one(spec, at_once, delta_NxRxC, context, start_PxC, head)
 
-  return each(one, (base_LxRxC, experts_LxNxRxC, head), at_once)
+  return each(one, (base_LxRxC, experts_LxNxRxC, context_L, head), at_once)
 
 
 def _merge_one(
   spec: KernelSpec,
   at_once: bool,
   delta_NxRxC: TaskVectors,
-  weights_N: jax.Array,
+  context: Context,
   start_PxC: jax.Array,
   head: Head | None,
 ) -> Merged:
-  """One matrix: exact float32 differences, head, merge, one rounding."""
+  """One matrix: exact float32 differences, head, merge, post-processors, one rounding."""
   method = method_of(spec.params)
   k = spec.head_rank
   if k and head is None:
@@ -250,8 +170,12 @@ def _merge_one(
 
     head = each(solve, delta_NxRxC.experts_NxRxC, at_once)
   update, stats = method.merge(
-    delta_NxRxC, head, weights_N=weights_N, family=spec.family, params=spec.params
+    delta_NxRxC, head, context=context, family=spec.family, params=spec.params
   )
+  for params in spec.post:
+    post = post_of(params)
+    update, more = post.apply(update, delta_NxRxC, context=context, params=params)
+    stats |= {f'{post.name}_{key}': value for key, value in more.items()}
   delta_NxRxC, update = another_pass(delta_NxRxC, update)
   merged_RxC = widen(delta_NxRxC.base_RxC) + apply_update(update, delta_NxRxC)
   out_RxC = narrow(merged_RxC, device_dtype(spec.out_dtype))

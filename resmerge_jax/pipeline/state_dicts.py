@@ -9,13 +9,22 @@ import numpy as np
 
 from resmerge_jax.checkpoint.group import check_group
 from resmerge_jax.checkpoint.memory import MemoryReader, memory_checkpoint
-from resmerge_jax.config import check_choices, check_experts, make_method, outside_of
-from resmerge_jax.methods.table import method_of
+from resmerge_jax.config import (
+  check_choices,
+  check_experts,
+  choose,
+  make_method,
+  make_posts,
+  merge_rules,
+  on_host,
+  outside_of,
+)
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.pipeline.chips import device_facts
-from resmerge_jax.pipeline.stream import Work, stream
+from resmerge_jax.pipeline.stream import stream
+from resmerge_jax.pipeline.work import Work
 from resmerge_jax.plan.plan import make_plan
-from resmerge_jax.plan.rules import RELEASE_RULES, Rule, rules_from
+from resmerge_jax.plan.rules import Rule, as_weights
 from resmerge_jax.plan.stacks import Step
 from resmerge_jax.sharding import merge_devices
 from resmerge_jax.types import DTYPES
@@ -56,6 +65,7 @@ def merge_state_dicts(
   weights: Sequence[float] | None = None,
   rules: Sequence[Rule | Mapping[str, Any]] | None = None,
   outside: Mapping[str, Any] | TaskArithmetic | None = None,
+  post: Sequence[Any] = (),
 ) -> MergeResult:
   """Merges state dicts name -> array (numpy, ml_dtypes or jax arrays).
 
@@ -64,8 +74,9 @@ def merge_state_dicts(
     params: the method's dataclass, or a mapping of its fields.
     output_dtype: 'base' (each tensor's own), 'bfloat16', 'float16' or 'float32'.
     weights: one per expert, for methods that take them.
-    rules: which tensors the method gets; None is the release's table.
+    rules: which tensors the method gets; None: as it declares.
     outside: task arithmetic of the other tensors; None: their mean.
+    post: post-processors in their order, pairs such as ('liti', {'eta': 0.5}).
 
   Raises:
     InputError: names, shapes, dtypes, parameters; NaN or Inf in the weights.
@@ -74,19 +85,22 @@ def merge_state_dicts(
     f'expert_{i}': expert for i, expert in enumerate(experts)
   }  # fmt: skip
   method_params = make_method(method, params)
-  weights = None if weights is None else tuple(weights)
+  weights = None if weights is None else as_weights(weights)
   check_choices(output_dtype, 'error', seed)
   check_experts(len(named), None, weights, method_params)
   group = check_group(
     memory_checkpoint(base, 'base'),
     [memory_checkpoint(expert, id) for id, expert in named.items()],
   )
+  rest = make_method('task_arithmetic', outside) if outside else None
+  rest = outside_of(method_params, rest, len(named))
   # Each of several processes makes all of it: there is no place that they share.
-  devices = merge_devices(own=True)
+  posts, table = make_posts(post), merge_rules(rules, method_params)
+  devices = merge_devices(own=True, host=on_host(method_params, table, posts))
   plan = make_plan(
     group,
-    RELEASE_RULES if rules is None else rules_from(rules),
-    whole_matrix=method_of(method_params).whole_matrix,
+    table,
+    choose=choose(method_params, rest, posts),
     output_dtype=output_dtype,
     devices=device_facts(devices),
   )
@@ -102,10 +116,6 @@ def merge_state_dicts(
         MemoryReader(source, id) for id, source in (('base', base), *named.items())
       ],
       sink=_ArraySink(tensors),
-      method=method_params,
-      outside=outside_of(
-        method_params, make_method('task_arithmetic', outside) if outside else None
-      ),
       weights=weights or (1.0,) * len(named),
       seed=seed,
       devices=devices,

@@ -15,6 +15,8 @@ from resmerge_jax.plan.layout import OutputLayout, lay_out
 from resmerge_jax.plan.rules import Rule, assign, traps
 from resmerge_jax.plan.stacks import (
   DEFAULT_BUDGET,
+  Choose,
+  Chosen,
   Stack,
   Step,
   build_stacks,
@@ -40,7 +42,7 @@ class MergePlan:
 
   @property
   def bytes_read(self) -> int:
-    return sum(step.nbytes for step in self.steps)
+    return sum(step.nbytes * (1 + step.stack.chosen.scans) for step in self.steps)
 
   @property
   def bytes_written(self) -> int:
@@ -70,7 +72,7 @@ class MergePlan:
         {**dataclasses.asdict(rule), 'tensors': count}
         for rule, count in self.rule_counts.items()
       ],
-      'stacks': [dataclasses.asdict(stack) for stack in self.stacks],
+      'stacks': [_plain(stack) for stack in self.stacks],
       'files': [
         {'name': shard.name, 'bytes': shard.nbytes, 'tensors': len(shard.tensors)}
         for shard in self.layout.shards
@@ -92,7 +94,7 @@ class MergePlan:
     numbers = {id(stack): i for i, stack in enumerate(self.stacks)}
     text = json.dumps(
       [
-        [dataclasses.asdict(stack) for stack in self.stacks],
+        [_plain(stack) for stack in self.stacks],
         [
           (numbers[id(s.stack)], s.names[0], s.row_start, s.row_stop, s.present)
           for s in self.steps
@@ -104,11 +106,23 @@ class MergePlan:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _plain(stack: Stack) -> dict[str, Any]:
+  """The stack as JSON knows it; parameters go with the name of their class."""
+  how = stack.chosen
+  named = [
+    (type(p).__name__, dataclasses.asdict(p)) for p in (how.method, *how.post) if p
+  ]
+  return {
+    **dataclasses.asdict(dataclasses.replace(stack, chosen=Chosen(None))),
+    'chosen': named,
+  }
+
+
 def make_plan(
   group: ExpertGroup,
   rules: tuple[Rule, ...],
   *,
-  whole_matrix: bool,
+  choose: Choose,
   output_dtype: str,
   max_shard_size: int | None = None,
   budget: int | None = None,
@@ -117,7 +131,7 @@ def make_plan(
   """The plan of merging `group`. Reads nothing.
 
   Args:
-    whole_matrix: whether the method needs all rows of a matrix at once.
+    choose: how the tensors of a rule are merged.
     output_dtype: 'base' or a name of OUTPUT_CODES; integers keep their dtype.
     budget: bytes; None takes 2 GiB, or what the largest matrix needs; on accelerators
       what the steps need that suit their memory.
@@ -132,13 +146,12 @@ def make_plan(
     out[name] = dataclasses.replace(ref, dtype=code, shape=group.out_shape(name))
   stored = tuple(group.base.tensors.values())
   assigned = assign(stored, rules)
-  if whole_matrix:
-    _check_even(group, assigned)
+  _check_even(group, assigned, choose)
   stacks = build_stacks(
     group,
     assigned,
     out,
-    whole_matrix=whole_matrix,
+    choose=choose,
     budget=budget,
     devices=devices,
   )
@@ -159,9 +172,11 @@ def make_plan(
   )
 
 
-def _check_even(group: ExpertGroup, rules: Mapping[str, Rule]) -> None:
+def _check_even(group: ExpertGroup, rules: Mapping[str, Rule], choose: Choose) -> None:
   """A method of whole matrices cannot take vocabularies of different size."""
-  uneven = [name for name in group.uneven if rules[name].action == 'method']
+  uneven = [
+    name for name in group.uneven if choose(rules[name], group.base.tensors[name]).whole
+  ]
   if uneven:
     raise InputError(
       'the rules send tensors to the method whose rows differ between the checkpoints',

@@ -4,6 +4,8 @@ Both equal the name rules of the authors' release (case-insensitive substrings).
 """
 
 import dataclasses
+import functools
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -31,8 +33,12 @@ FAMILIES: tuple[tuple[str, Family], ...] = (
 @dataclasses.dataclass(frozen=True)
 class Rule:
   """Tensors whose name matches `match` (regex, any case) and whose number of
-  dimensions is in `ndim` (None: any) get `action`. `floating=False` is the rule for
-  integers and booleans; all others are for floating tensors. `why` is printed.
+  dimensions is in `ndim` (None: any) and whose family is `family` (None: any) get
+  `action`. `floating=False` is the rule for integers and booleans; all others are for
+  floating tensors. `why` is printed.
+
+  `method`: name and parameters of another method than the merge's, for these tensors.
+  `weights`: one per expert, in the place of the merge's.
   """
 
   match: str
@@ -40,6 +46,9 @@ class Rule:
   why: str
   ndim: tuple[int, ...] | None = None
   floating: bool = True
+  family: Family | None = None
+  method: tuple[str, Any] | None = None
+  weights: tuple[Any, ...] | None = None
 
   def __post_init__(self) -> None:
     if self.action not in ACTIONS:
@@ -51,11 +60,21 @@ class Rule:
         f'rule {self.match!r}: integers and booleans can only be copied',
         fix="set action='base'",
       )
+    if self.action != 'method' and self.method is not None:
+      raise InputError(
+        f'rule {self.match!r}: it has a method, but action {self.action!r}',
+        fix="set action='method'",
+      )
+    if self.family is not None and self.family not in dict(FAMILIES).values():
+      known = ' | '.join(family for _, family in FAMILIES)
+      raise InputError(f'rule {self.match!r}: family {self.family!r}, expected {known}')
     if not isinstance(self.match, str):
       raise InputError(f'rule: match {self.match!r}, expected a regular expression')
     if self.ndim is not None:
       ndim = (self.ndim,) if isinstance(self.ndim, int) else tuple(self.ndim)
       object.__setattr__(self, 'ndim', ndim)
+    if self.weights is not None:
+      object.__setattr__(self, 'weights', as_weights(self.weights))
     try:
       re.compile(self.match)
     except re.error as error:
@@ -67,18 +86,96 @@ class Rule:
     return (
       self.floating == tensor.is_float
       and (self.ndim is None or len(tensor.shape) in self.ndim)
+      and (self.family is None or family_of(tensor.name) == self.family)
       and re.search(self.match, tensor.name, re.IGNORECASE) is not None
     )
 
 
+_COPIED = Rule('', 'base', 'not floating point: copied from the base', floating=False)
 RELEASE_RULES: tuple[Rule, ...] = (
-  Rule('', 'base', 'not floating point: copied from the base', floating=False),
+  _COPIED,
   Rule(EMBEDDING_OR_HEAD, 'task_arithmetic', 'embedding or LM head'),
   Rule(NORM, 'task_arithmetic', 'normalisation'),
   Rule('', 'task_arithmetic', 'vector', ndim=(1,)),
   Rule('', 'method', 'matrix', ndim=(2,)),
   Rule('', 'task_arithmetic', 'neither vector nor matrix'),
 )
+
+SCOPES: dict[str, tuple[Rule, ...]] = {
+  'hidden': RELEASE_RULES,
+  'matrices': (
+    _COPIED,
+    Rule('', 'method', 'matrix', ndim=(2,)),
+    Rule('', 'task_arithmetic', 'no matrix'),
+  ),
+  'all': (_COPIED, Rule('', 'method', 'every floating tensor')),
+}
+
+
+def as_weights(weights: Sequence[Any]) -> tuple[Any, ...]:
+  """One per expert: a number, or a list of them spread over the depth of the model.
+
+  Raises:
+    InputError: anything else, or a number that is not finite.
+  """
+  spread = [
+    tuple(w) if isinstance(w, Sequence) and not isinstance(w, str) else w
+    for w in weights
+  ]
+  numbers = [x for w in spread for x in (w if isinstance(w, tuple) else (w,))]
+  if () in spread or not all(
+    isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
+    for x in numbers
+  ):
+    raise InputError(
+      f'weights: got {list(weights)}, expected finite numbers, or lists of them'
+    )
+  return tuple(spread)
+
+
+def weights_at(weights: Sequence[Any], depth: float) -> tuple[float, ...]:
+  """The weights of a tensor; `depth` runs from 0 (first decoder layer) to 1 (last).
+
+  A list is interpolated linearly: its entries lie at equal distances of depth.
+  """
+  return tuple(_spread(w, depth) if isinstance(w, tuple) else float(w) for w in weights)
+
+
+def _spread(values: tuple[float, ...], depth: float) -> float:
+  place = depth * (len(values) - 1)
+  before = min(int(place), max(len(values) - 2, 0))
+  after = min(before + 1, len(values) - 1)
+  return values[before] + (place - before) * (values[after] - values[before])
+
+
+def layer_of(name: str) -> int | None:
+  """Number of the decoder layer a tensor belongs to; None outside them.
+
+  The first list of blocks counts: `layers.5.mlp.experts.0` is in layer 5.
+  """
+  found = re.search(r'(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.', name)
+  return int(found[1]) if found else None
+
+
+@functools.lru_cache(maxsize=8)
+def layer_count(names: tuple[str, ...]) -> int:
+  """Decoder layers of a model, by the names of its tensors."""
+  return 1 + max(
+    (at for name in names if (at := layer_of(name)) is not None), default=-1
+  )
+
+
+def depth_of(name: str, n_layers: int) -> float:
+  """0 at the first decoder layer and for embeddings, 1 at the last and for what follows."""
+  layer = layer_of(name)
+  if layer is None:
+    return 0.0 if re.search('embed|wte|wpe', name, re.IGNORECASE) else 1.0
+  return layer / max(n_layers - 1, 1)
+
+
+def is_hidden(tensor: TensorRef) -> bool:
+  """Whether the release's table gives this tensor to a method of matrices."""
+  return assign([tensor], RELEASE_RULES)[tensor.name].action == 'method'
 
 
 def rules_from(entries: Sequence[Rule | Mapping[str, Any]]) -> tuple[Rule, ...]:

@@ -7,7 +7,8 @@ all their rows, or, where rows are independent, a block of rows.
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.errors import InputError
@@ -19,19 +20,53 @@ from resmerge_jax.types import DTYPES, FLOAT_CODES, Family, TensorRef
 STEP_BYTES = 36 * 2**20
 PROCESS_BYTES = 180 * 2**20  # anonymous: the interpreter with JAX and its programs
 DEFAULT_BUDGET = 2 * 2**30
+# Outputs up to this size come from malloc's heap, which keeps what is freed (measured:
+# as much again as three outputs); larger ones have a mapping of their own.
+HEAP_BLOCK_BYTES, FRAGMENTS = 32 * 2**20, 3
 STAGED = 2  # input sets alive: one being read, one being computed
 FLOAT32 = 4
 
 
+class Chosen(NamedTuple):
+  """How a tensor is merged: parameters of a method (None: copied) and of what follows it.
+
+  `whole`: all rows of a matrix must be together. `scans`: how often it is read before.
+  """
+
+  method: Any
+  post: tuple[Any, ...] = ()
+  whole: bool = False
+  scans: int = 0
+
+  def __str__(self) -> str:
+    """'Ties(keep=0.2) then Liti(eta=0.5)', with what differs from the defaults."""
+    if self.method is None:
+      return 'copied'
+    return ' then '.join(_described(params) for params in (self.method, *self.post))
+
+
+def _described(params: Any) -> str:
+  fields = [
+    f'{field.name}={value!r}'
+    for field in dataclasses.fields(params)
+    if (value := getattr(params, field.name)) != field.default
+  ]
+  return f'{type(params).__name__}({", ".join(fields)})'
+
+
+Choose = Callable[[Rule, TensorRef], Chosen]
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stack:
-  """Tensors with one shape (matrix view), one action and equal stored dtypes.
+  """Tensors with one shape (matrix view), one way to be merged, equal stored dtypes.
 
   `dtypes` are those of the base and of each expert. `family` is None where the
   action does not depend on it. `layers` x `rows` is the shape of one step.
   """
 
   action: Action
+  chosen: Chosen
   family: Family | None
   n_rows: int
   n_cols: int
@@ -96,7 +131,7 @@ def build_stacks(
   rules: Mapping[str, Rule],
   out: Mapping[str, TensorRef],
   *,
-  whole_matrix: bool,
+  choose: Choose,
   budget: int | None,
   devices: Accelerators | Cpu,
 ) -> tuple[Stack, ...]:
@@ -104,7 +139,7 @@ def build_stacks(
 
   Args:
     out: the output tensors, by name.
-    whole_matrix: whether the method needs all rows of a matrix at once.
+    choose: how the tensors of a rule are merged.
     budget: bytes of anonymous memory the process may use; None: DEFAULT_BUDGET, or
       what the largest matrix needs.
     devices: what computes.
@@ -118,6 +153,7 @@ def build_stacks(
     refs = [group.ref(i, name) for i in range(len(group.sources))]
     key = Stack(
       action=action,
+      chosen=choose(rules[name], out[name]),
       family=family_of(name) if action == 'method' else None,
       n_rows=out[name].rows,
       n_cols=out[name].cols,
@@ -126,9 +162,8 @@ def build_stacks(
       names=(),
     )
     members.setdefault(key, []).append(name)
-  whole = {key: whole_matrix and key.action == 'method' for key in members}
   floor = max(
-    (_peak(key, 1, key.n_rows if whole[key] else 1, devices) for key in members),
+    (_peak(key, 1, key.n_rows if key.chosen.whole else 1, devices) for key in members),
     default=0,
   )
   if budget is None and isinstance(devices, Cpu):
@@ -142,7 +177,7 @@ def build_stacks(
     )
   room = math.inf if budget is None else budget - PROCESS_BYTES
   return tuple(
-    _sized(dataclasses.replace(key, names=tuple(names)), whole[key], room, devices)
+    _sized(dataclasses.replace(key, names=tuple(names)), room, devices)
     for key, names in members.items()
   )
 
@@ -157,7 +192,8 @@ def _parts(
   """
   elements = rows * stack.n_cols
   staged = STAGED * layers * rows * stack.row_bytes
-  out = 2 * layers * elements * DTYPES[stack.out_dtype].itemsize
+  out = layers * elements * DTYPES[stack.out_dtype].itemsize
+  out *= 2 if out > HEAP_BLOCK_BYTES else 2 + FRAGMENTS
   if isinstance(devices, Accelerators):
     n = devices.n_processes
     return math.ceil(staged / n), 0, math.ceil(out / n)
@@ -184,38 +220,34 @@ def peak_memory(stacks: Sequence[Stack], devices: Accelerators | Cpu) -> int:
   return PROCESS_BYTES + sum(max(column) for column in zip(*parts, strict=True))
 
 
-def _sized(
-  stack: Stack, whole_matrix: bool, room: float, devices: Accelerators | Cpu
-) -> Stack:
+def _sized(stack: Stack, room: float, devices: Accelerators | Cpu) -> Stack:
   """The stack with its step size; `room` are the bytes that a process has for a step."""
   if isinstance(devices, Accelerators) and stack.action != 'base':
-    layers, rows = _shape_on(devices, stack, whole_matrix, room)
+    layers, rows = _shape_on(devices, stack, room)
   else:
     count = devices.count if isinstance(devices, Cpu) else 1
-    layers, rows = _shape_on_cpu(stack, whole_matrix, room, devices, count)
+    layers, rows = _shape_on_cpu(stack, room, devices, count)
   return dataclasses.replace(stack, layers=layers, rows=rows)
 
 
 def _shape_on_cpu(
-  stack: Stack, whole_matrix: bool, room: float, devices: Accelerators | Cpu, count: int
+  stack: Stack, room: float, devices: Accelerators | Cpu, count: int
 ) -> tuple[int, int]:
   """(layers, rows): as many layers as fit, one per device at least, or a block of rows."""
   n_layers, n_rows = len(stack.names), max(stack.n_rows, 1)
   per_row = max(_peak(stack, 1, 1, devices) - PROCESS_BYTES, 1)
   fitting = min(room // per_row, n_layers * n_rows)
   target = min(STEP_BYTES // max(stack.row_bytes, 1), fitting)
-  if whole_matrix or target >= n_rows:
+  if stack.chosen.whole or target >= n_rows:
     layers = min(max(target // n_rows, count), max(fitting // n_rows, 1))
     layers = min(int(layers), n_layers)
     return (layers if count > 1 else _even_share(n_layers, layers)), n_rows
   return 1, _even_share(n_rows, max(int(target), 1))
 
 
-def _shape_on(
-  devices: Accelerators, stack: Stack, whole_matrix: bool, room: float
-) -> tuple[int, int]:
+def _shape_on(devices: Accelerators, stack: Stack, room: float) -> tuple[int, int]:
   staged, _, out = _parts(stack, 1, 1, dataclasses.replace(devices, n_processes=1))
-  vectors = stack.n_cols * FLOAT32 * len(stack.dtypes) if whole_matrix else 0
+  vectors = stack.n_cols * FLOAT32 * len(stack.dtypes) if stack.chosen.whole else 0
   row = RowBytes(
     stored=max(stack.row_bytes, 1),
     device=max(staged // STAGED + vectors + out, 1),
@@ -226,7 +258,7 @@ def _shape_on(
     len(stack.names),
     max(stack.n_rows, 1),
     row,
-    whole_matrix=whole_matrix,
+    whole_matrix=stack.chosen.whole,
     host_room=room,
   )
 

@@ -82,6 +82,7 @@ def test_every_flag_reaches_the_config(group, tmp_path):
     'expert_ids': ['math', 'code'],
     'method': {'name': 'task_arithmetic', 'reduce': 'sum', 'scale': 1.0},
     'weights': [1.0, -0.5],
+    'post': [],
     'output_dtype': 'float32',
     'max_shard_size': 10**6,
     'memory_budget': 2 * 2**30,
@@ -223,7 +224,7 @@ def test_sizes_are_checked_before_anything_is_read(group, tmp_path):
     (['--weights=1,2'], ['weights: resmerge defines none']),
     (
       ['--method=task_arithmetic', '--weights=1,x'],
-      ["weights: got ['1', 'x'], expected numbers"],
+      ["weights: got 'x', expected a number"],
     ),
     (
       ['--method=task_arithmetic', '--weights=1,-1'],

@@ -7,6 +7,8 @@ import pytest
 
 from resmerge_jax.cli.shape_group import shape_group
 from resmerge_jax.errors import InputError
+from resmerge_jax.methods.resmerge import ResMerge
+from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.plan.accelerators import (
   SHARE,
   STEP_BYTES,
@@ -17,6 +19,7 @@ from resmerge_jax.plan.accelerators import (
 )
 from resmerge_jax.plan.plan import MergePlan, make_plan
 from resmerge_jax.plan.rules import RELEASE_RULES
+from resmerge_jax.plan.stacks import Chosen
 
 GIB = 2**30
 V5E_8 = Accelerators(count=8, bytes_each=16 * GIB, n_processes=2)
@@ -91,7 +94,10 @@ def plan(devices: Accelerators | Cpu, budget: int | None = None) -> MergePlan:
   return make_plan(
     shape_group('qwen2.5-7b', 3),
     RELEASE_RULES,
-    whole_matrix=True,
+    choose=lambda rule, _: Chosen(
+      ResMerge() if rule.action == 'method' else TaskArithmetic(),
+      whole=rule.action == 'method',
+    ),
     output_dtype='bfloat16',
     budget=budget,
     devices=devices,
