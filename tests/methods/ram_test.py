@@ -50,7 +50,9 @@ def totals(params: Ram, tensors: Tensors, copies: Mapping[str, int]) -> Any:
 def found(
   params: Ram, tensors: Tensors, copies: Mapping[str, int] | None = None
 ) -> groups.Found:
-  facts = {name: TensorFacts(x.shape, -1) for name, x in tensors.items()}
+  facts = {
+    name: TensorFacts(x.shape, layer=-1, n_layers=2) for name, x in tensors.items()
+  }
   result: groups.Found = {}
   for scan in METHOD.scans(params):
     assert scan.whole_model

@@ -47,7 +47,7 @@ def found(params: Warp, tensors: Model) -> Mapping[str, groups.Found]:
     grams = [groups.on_host(block['gram_NxN']) for block in blocks]
     totals[name] = {'gram_NxN': grams[0] + grams[1]}
   facts = {
-    name: TensorFacts(x.shape[1:], LAYERS[name], copies=1 + (name == 'embed'))
+    name: TensorFacts(x.shape[1:], LAYERS[name], 2, copies=1 + (name == 'embed'))
     for name, x in tensors.items()
   }
   return scan.finish(totals, facts, params)
