@@ -81,7 +81,7 @@ def liti(
   params: Liti,
 ) -> tuple[Update, Stats]:
   """(1 - eta) W_0 + eta (W_0 + U), the third stage of WARP."""
-  return scaled(update, params.eta), {'liti': jnp.float32(params.eta)}
+  return scaled(update, params.eta), {'eta': jnp.float32(params.eta)}
 
 
 def lines(
@@ -96,7 +96,7 @@ def lines(
   depth = jnp.where(n_layers > 1, layer / jnp.maximum(n_layers - 1, 1), 1.0)
   depth = jnp.where(layer < 0, 0.0, depth)
   factor = jnp.float32(params.alpha) + jnp.float32(params.beta) * depth
-  return scaled(update, factor), {'lines': factor}
+  return scaled(update, factor), {'factor': factor}
 
 
 def hma(
@@ -113,7 +113,7 @@ def hma(
   block's for embeddings, the overall one for final norm and head.)
   """
   base_weight = _base_weight(context, params)
-  return scaled(update, 1 - base_weight), {'hma_base_weight': base_weight}
+  return scaled(update, 1 - base_weight), {'base_weight': base_weight}
 
 
 def _base_weight(context: Context, params: Hma) -> jax.Array:

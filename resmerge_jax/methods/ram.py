@@ -82,10 +82,8 @@ def merge(
   n = len(delta_NxRxC)
   changed, n_changed_RxC = _changed(delta_NxRxC, params)
   if params.mode == 'arm-unique':
-    if params.target >= n:
-      raise InputError(
-        f'ram.target: got {params.target}, expected 0 to {n - 1} for {n} experts'
-      )
+    if expected := _expects(params, n):
+      raise InputError(f'ram: got {n} experts, expected {expected}')
     alone_RxC = changed[params.target] & (n_changed_RxC == 1)
     third_RxC = delta_NxRxC[params.target] / SHARE
     return Dense(jnp.where(alone_RxC, third_RxC, 0.0)), {}
@@ -187,6 +185,12 @@ def finish(
   return {'': {'scale_N': scale_N.astype(np.float32)}}
 
 
+def _expects(params: Ram, n: int) -> str | None:
+  if params.mode == 'arm-unique' and params.target >= n:
+    return f'more than target {params.target}, counted from 0'
+  return None
+
+
 def _scans(params: Ram) -> tuple[Scan, ...]:
   return (Scan(measure, finish, whole_model=True),) if params.rescales else ()
 
@@ -198,4 +202,5 @@ METHOD = Method(
   merge=merge,
   whole_matrix=lambda params: params.mode == 'arm-ties',
   scans=_scans,
+  expects=_expects,
 )

@@ -7,7 +7,7 @@ of one base are almost parallel, so there it is the mean in all but name.
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -122,12 +122,15 @@ def nuslerp(
   return _between(arc(t, cos, linear), delta_NxRxC, params.on), stats
 
 
+def expects(params: Any, n: int) -> str | None:  # noqa: ARG001
+  """For a run with another number of experts, before it reads any."""
+  return None if n == 2 else 'two (multislerp, karcher and warp take any number)'
+
+
 def _two(delta_NxRxC: TaskVectors, method: str) -> None:
-  if len(delta_NxRxC) != 2:
-    raise InputError(
-      f'{method}: got {len(delta_NxRxC)} experts, expected two',
-      fix='use multislerp, karcher or warp for any number of experts',
-    )
+  n = len(delta_NxRxC)
+  if expected := expects(None, n):
+    raise InputError(f'{method}: got {n} experts, expected {expected}')
 
 
 def _vectors(delta_NxRxC: TaskVectors, on: str) -> list[jax.Array]:
@@ -157,6 +160,7 @@ SLERP = Method(
   params=Slerp,
   merge=slerp,
   branches=BRANCHES,
+  expects=expects,
 )
 NUSLERP = Method(
   name='nuslerp',
@@ -164,6 +168,7 @@ NUSLERP = Method(
   params=NuSlerp,
   merge=nuslerp,
   branches=BRANCHES,
+  expects=expects,
   takes_weights=True,
   whole_matrix=lambda params: params.flatten,
 )

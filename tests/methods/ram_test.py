@@ -209,8 +209,10 @@ def test_ties_of_one_shared_entry_prunes_nothing():
 
 
 def test_target_must_exist():
-  with pytest.raises(InputError, match=r'ram.target: got 2, expected 0 to 1'):
+  with pytest.raises(InputError, match='got 2 experts, expected more than target 2'):
     groups.merge(Ram(mode='arm-unique', target=2), None, sparse(2), None)
+  assert METHOD.expects(Ram(mode='arm-unique', target=2), 2)
+  assert METHOD.expects(Ram(target=2), 2) is None
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from resmerge_jax.linalg.sphere import BRANCHES
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import LowRank
 from resmerge_jax.methods.slerp import NUSLERP, NuSlerp, Slerp
+from resmerge_jax.methods.table import method_of
 from tests.methods import groups
 from tests.oracles import sphere as oracle
 
@@ -108,6 +109,8 @@ def test_rows_may_come_in_blocks():
 def test_two_experts_only(n: int, params: Any):
   with pytest.raises(InputError, match=f'slerp: got {n} experts, expected two'):
     groups.merge(params, None, groups.experts(n, 4, 3, 0.5), None)
+  assert method_of(params).expects(params, n)
+  assert method_of(params).expects(params, 2) is None
 
 
 @pytest.mark.parametrize(
