@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from resmerge_jax.errors import InputError
 from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.linalg.task_vectors import TaskVectors, widen
 from resmerge_jax.methods.base import (
@@ -86,17 +85,17 @@ def merge(
 def _weights(context: Context, params: Linear) -> jax.Array:
   if params.weights is None:
     return context.weights_N
-  if len(params.weights) != len(context.weights_N):
-    raise InputError(
-      f'linear.weights: got {len(params.weights)} weights for '
-      f'{len(context.weights_N)} experts',
-      fix='give one weight per expert',
-    )
   return jnp.asarray(params.weights, jnp.float32) * context.weights_N
 
 
 def _is_number(value: Any) -> bool:
   return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _expects(params: Linear, n: int) -> str | None:
+  if params.weights is None or len(params.weights) == n:
+    return None
+  return f'{len(params.weights)}, as many as linear.weights'
 
 
 METHOD = Method(
@@ -106,4 +105,5 @@ METHOD = Method(
   merge=merge,
   takes_weights=True,
   whole_matrix=lambda params: False,  # noqa: ARG005
+  expects=_expects,
 )

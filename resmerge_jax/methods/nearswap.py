@@ -9,7 +9,6 @@ import math
 
 import jax.numpy as jnp
 
-from resmerge_jax.errors import InputError
 from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import Context, Dense, Method, Stats, check_params
@@ -40,11 +39,6 @@ def merge(
 
   mergekit divides by no less than 1e-6; for a smaller t it moves entries less.
   """
-  if len(delta_NxRxC) != 1:
-    raise InputError(
-      f'nearswap: got {len(delta_NxRxC)} experts, expected 1 beside the base',
-      fix='merge one expert at a time',
-    )
   return Dense(jnp.clip(delta_NxRxC[0], -params.t, params.t)), {}
 
 
@@ -54,4 +48,5 @@ METHOD = Method(
   params=NearSwap,
   merge=merge,
   whole_matrix=lambda params: False,  # noqa: ARG005
+  expects=lambda params, n: None if n == 1 else '1 beside the base',  # noqa: ARG005
 )

@@ -8,12 +8,18 @@ from resmerge_jax.methods import (
   breadcrumbs,
   dare,
   della,
+  layerwise,
   linear,
+  model_stock,
   nearswap,
+  ram,
   resmerge,
   sce,
+  slerp,
+  spherical_means,
   task_arithmetic,
   ties,
+  warp,
 )
 from resmerge_jax.methods.base import Method, Post
 
@@ -30,10 +36,19 @@ METHODS: dict[str, Method] = {
     breadcrumbs.METHOD,
     sce.METHOD,
     nearswap.METHOD,
+    ram.METHOD,
+    slerp.SLERP,
+    slerp.NUSLERP,
+    spherical_means.MULTISLERP,
+    spherical_means.KARCHER,
+    model_stock.METHOD,
+    warp.METHOD,
   )
 }
 
-POSTS: dict[str, Post] = {}
+POSTS: dict[str, Post] = {
+  post.name: post for post in (layerwise.LITI, layerwise.LINES, layerwise.HMA)
+}
 
 
 def method_of(params: Any) -> Method:

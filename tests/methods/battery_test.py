@@ -15,12 +15,17 @@ from resmerge_jax.methods.breadcrumbs import Breadcrumbs
 from resmerge_jax.methods.dare import Dare, DareTies
 from resmerge_jax.methods.della import Della
 from resmerge_jax.methods.linear import Linear
+from resmerge_jax.methods.model_stock import ModelStock
 from resmerge_jax.methods.nearswap import NearSwap
+from resmerge_jax.methods.ram import Ram
 from resmerge_jax.methods.resmerge import ResMerge
 from resmerge_jax.methods.sce import Sce
+from resmerge_jax.methods.slerp import NuSlerp, Slerp
+from resmerge_jax.methods.spherical_means import Karcher, MultiSlerp
 from resmerge_jax.methods.table import METHODS, method_of
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.methods.ties import Ties
+from resmerge_jax.methods.warp import Warp
 from tests.methods import groups
 
 N, SIDE = 3, 10  # square, so that transposed matrices share the compiled program
@@ -32,6 +37,22 @@ SETTINGS: dict[str, Any] = {
   'resmerge-head_only': ResMerge(backbone='none'),
   'task_arithmetic': TaskArithmetic(),
   'task_arithmetic-sum': TaskArithmetic(reduce='sum', scale=0.7),
+  'ram': Ram(),
+  'ram-arm': Ram(mode='arm'),
+  'ram-arm-r': Ram(mode='arm-r', rescale=1.2),
+  'ram-arm-ties': Ram(mode='arm-ties'),
+  'ram-arm-unique': Ram(mode='arm-unique', target=1),
+  'slerp': Slerp(),
+  'slerp-task_vectors': Slerp(on='task_vectors'),
+  'nuslerp': NuSlerp(),
+  'nuslerp-weights': NuSlerp(on='weights'),
+  'nuslerp-rows': NuSlerp(flatten=False),
+  'multislerp': MultiSlerp(),
+  'karcher': Karcher(),
+  'model_stock': ModelStock(),
+  'model_stock-rows': ModelStock(filter_wise=True),
+  'warp': Warp(),
+  'warp-tensor': Warp(group='tensor', eta=0.7),
   'linear': Linear(weights=(0.5, 0.5, 0.5)),
   'linear-sum': Linear(normalize=False),
   'ties-official': Ties(),
@@ -50,25 +71,48 @@ SETTINGS: dict[str, Any] = {
   'nearswap': NearSwap(t=0.01),
 }
 # Settings that take another number of experts than N.
-EXPERTS: dict[str, int] = {'nearswap': 1}
+EXPERTS = {name: 2 for name in SETTINGS if name.startswith(('slerp', 'nuslerp'))}
+EXPERTS['nearswap'] = 1
+ROWS_ALONE = {
+  'test_transposing_commutes': 'rows are treated one by one',
+  'test_rotating_rows_and_columns_commutes': 'rows are treated one by one',
+}
 ENTRIES = {
+  'test_scaling_all_updates_scales_the_merge': 'the threshold of a change is absolute',
+  'test_rotating_rows_and_columns_commutes': 'entries are treated one by one',
+}
+TURNED = {
   'test_rotating_rows_and_columns_commutes': 'entries are treated one by one',
 }
 MASKS = {
-  **ENTRIES,
+  **TURNED,
   'test_transposing_commutes': 'masks belong to places',
   'test_order_of_experts_is_irrelevant': 'masks belong to experts; here, to places',
 }
 # What a setting has not, and why: {setting: {test: reason}}.
 LACKS: dict[str, dict[str, str]] = {
-  name: MASKS if name.startswith(('dare', 'della')) else ENTRIES
-  for name in SETTINGS
-  if name.startswith(('ties', 'dare', 'della', 'breadcrumbs', 'sce', 'nearswap'))
+  'ram': ENTRIES,
+  'ram-arm': ENTRIES,
+  'ram-arm-r': ENTRIES,
+  'ram-arm-ties': ENTRIES,
+  'ram-arm-unique': {
+    **ENTRIES,
+    'test_order_of_experts_is_irrelevant': 'one expert is singled out by its place',
+  },
+  'nuslerp-rows': ROWS_ALONE,
+  'model_stock-rows': ROWS_ALONE,
+  'warp': {
+    'test_order_of_experts_is_irrelevant': 'experts join one after the other: three or '
+    'more in another order get other weights, by design of the paper'
+  },
 }
-LACKS['nearswap'] = {
-  **ENTRIES,
-  'test_scaling_all_updates_scales_the_merge': 't is absolute',
-}
+LACKS['warp-tensor'] = LACKS['warp']
+LACKS['nearswap'] = ENTRIES
+for setting in SETTINGS:
+  if setting.startswith(('ties', 'breadcrumbs', 'sce')):
+    LACKS[setting] = TURNED
+  if setting.startswith(('dare', 'della')):
+    LACKS[setting] = MASKS
 
 
 def every_method(test: Any) -> Any:

@@ -97,6 +97,30 @@ def context(
   )
 
 
+@functools.cache
+def program(params: Any) -> Any:
+  """The method on stored weights and a context: (update as a matrix, stats)."""
+
+  def one(stored: TaskVectors, context: Context) -> Any:
+    update, stats = method_of(params).merge(
+      stored, None, context=context, family=None, params=params
+    )
+    return apply_update(update, stored), stats
+
+  return compiled(one)
+
+
+def merge_stored(
+  params: Any,
+  stored: TaskVectors,
+  weights_N: Sequence[float] | None = None,
+  found: Found | None = None,
+) -> tuple[np.ndarray, dict[str, jax.Array]]:
+  """Update, as float64, and stats of a method that wants no heads."""
+  update, stats = program(params)(stored, context(len(stored), weights_N, found))
+  return np.float64(update), stats
+
+
 def found(params: Any, delta_NxRxC: np.ndarray) -> Found:
   """What the method's scans find in a model of this one matrix."""
   result: Found = {}
@@ -106,7 +130,9 @@ def found(params: Any, delta_NxRxC: np.ndarray) -> Found:
       task_vectors(delta_NxRxC), context=context(n, found=result), params=params
     )
     totals = {'' if scan.whole_model else 'x': {k: on_host(v) for k, v in sums.items()}}
-    by_name = scan.finish(totals, {'x': TensorFacts(tuple(shape), 0)}, params)
+    by_name = scan.finish(
+      totals, {'x': TensorFacts(tuple(shape), layer=0, n_layers=2)}, params
+    )
     result = {**by_name.get('', {}), **by_name.get('x', {})}
   return result
 

@@ -81,7 +81,10 @@ def scan(
   copies = copies or {}
   found: Mapping[str, np.ndarray] = {}
   shapes = shapes or {name: x.shape[1:] for name, x in model.items()}
-  facts = {name: TensorFacts(shapes[name], 0, copies.get(name, 1)) for name in model}
+  facts = {
+    name: TensorFacts(shapes[name], layer=0, n_layers=2, copies=copies.get(name, 1))
+    for name in model
+  }
   for at, step in enumerate(method_of(params).scans(params)):
     totals: dict[str, np.ndarray] = {}
     for name, x_NxRxC in model.items():

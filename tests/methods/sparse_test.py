@@ -9,7 +9,7 @@ from resmerge_jax.errors import InputError
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.breadcrumbs import Breadcrumbs
 from resmerge_jax.methods.della import Della, stay_masks
-from resmerge_jax.methods.nearswap import NearSwap
+from resmerge_jax.methods.nearswap import METHOD, NearSwap
 from resmerge_jax.methods.sce import Sce
 from tests.methods import groups, scanned
 from tests.oracles import sparse
@@ -101,8 +101,8 @@ def test_nearswap_moves_no_entry_by_more_than_t():
   np.testing.assert_array_equal(
     update, np.clip(delta_NxRxC[0], -np.float32(0.2), np.float32(0.2))
   )
-  with pytest.raises(InputError, match='nearswap: got 3 experts, expected 1'):
-    merged(NearSwap(), coarse(), None)
+  assert METHOD.expects(NearSwap(), 1) is None
+  assert METHOD.expects(NearSwap(), 3) == '1 beside the base'
 
 
 @pytest.mark.parametrize(
