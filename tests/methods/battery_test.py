@@ -54,7 +54,7 @@ SETTINGS: dict[str, Any] = {
   'warp': Warp(),
   'warp-tensor': Warp(group='tensor', eta=0.7),
   'linear': Linear(weights=(0.5, 0.5, 0.5)),
-  'linear-sum': Linear(normalize=False),
+  'linear-sum': Linear(weights=(1 / 3, 1 / 3, 1 / 3), normalize=False),
   'ties-official': Ties(),
   'ties-mergekit': Ties(flavour='mergekit', scale=0.7),
   'ties-peft': Ties(flavour='peft', reduce='sum'),
