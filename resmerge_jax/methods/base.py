@@ -83,6 +83,7 @@ class Measure(Protocol):
     """
 
 
+Findings = Mapping[str, Mapping[str, np.ndarray]]
 Totals = Mapping[str, Mapping[str, np.ndarray]]  # tensor name -> sums, float64 or int64
 
 
@@ -104,16 +105,17 @@ class Scan:
   """One reading pass over all tensors of a method, before the pass that merges.
 
   `measure` is traced per block of rows. Its sums are added up per tensor, or, with
-  `whole_model`, over all tensors at once (those that count twice twice): `totals` then
-  has the one key ''. `finish(totals, facts, params)` runs on the host and returns
-  what `context.found` holds in the next pass: by tensor name, or for all under ''.
+  `whole_model`, over all tensors at once: `totals` then has the one key ''. With
+  `copies` a tensor that is two of the model's (see TensorFacts) counts twice.
+  `finish(totals, facts, params, before)` runs on the host and returns what
+  `context.found` holds from the next pass on, beside what the scans `before` found:
+  by tensor name, or for all under ''.
   """
 
   measure: Measure
-  finish: Callable[
-    [Totals, Mapping[str, TensorFacts], Any], Mapping[str, Mapping[str, np.ndarray]]
-  ]
+  finish: Callable[[Totals, Mapping[str, TensorFacts], Any, Findings], Findings]
   whole_model: bool = False
+  copies: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from resmerge_jax.linalg.order_statistic import counts_of_rows, magnitude_bits
 from resmerge_jax.linalg.task_vectors import TaskVectors
-from resmerge_jax.methods.base import Context, Scan, TensorFacts, Totals
+from resmerge_jax.methods.base import Context, Findings, Scan, TensorFacts, Totals
 from resmerge_jax.methods.sign_election import masked, vote
 
 LOW_BITS = 16
@@ -28,7 +28,6 @@ BELOW, ABOVE = LOWS, LOWS + 1  # entries outside the bucket
 Vectors = Callable[[TaskVectors, Context, Any], list[jax.Array]]
 Keep = Callable[[Any], float]
 Facts = Mapping[str, TensorFacts]
-Found = dict[str, dict[str, np.ndarray]]
 
 
 def trim_scans(vectors: Vectors, keep: Keep) -> tuple[Scan, ...]:
@@ -65,7 +64,13 @@ def _upper_bits(
   return {'bins_NxB': jnp.stack(bins_NxB)}
 
 
-def _bucket(keep: Keep, totals: Totals, facts: Facts, params: Any) -> Found:
+def _bucket(
+  keep: Keep,
+  totals: Totals,
+  facts: Facts,
+  params: Any,
+  before: Findings,  # noqa: ARG001
+) -> Findings:
   bins_NxB = totals['']['bins_NxB'].astype(np.int64)
   size, rank = _rank(facts, keep(params))
   bins_NxB[:, 0] += size - bins_NxB.sum(1)  # the mesh pads with zeros
@@ -84,11 +89,13 @@ def _lower_bits(
     inside_RxC = bits_RxC & (LOWS - 1)
     at_RxC = jnp.where(upper_RxC == bucket, inside_RxC, outside_RxC)
     bins.append(_histogram(at_RxC, LOWS + 2))
-  return {'bins_NxB': jnp.stack(bins), **_carried(context)}
+  return {'bins_NxB': jnp.stack(bins)}
 
 
-def _threshold(keep: Keep, totals: Totals, facts: Facts, params: Any) -> Found:
-  bucket_N = _delivered(totals, 'bucket_N')
+def _threshold(
+  keep: Keep, totals: Totals, facts: Facts, params: Any, before: Findings
+) -> Findings:
+  bucket_N = before['']['bucket_N']
   bins_NxB = totals['']['bins_NxB'].astype(np.int64)
   size, rank = _rank(facts, keep(params))
   below_N = bins_NxB[:, BELOW] + np.where(bucket_N > 0, size - bins_NxB.sum(1), 0)
@@ -107,12 +114,16 @@ def _signs(
   positive, negative = counts_of_rows([plus_RxC > minus_RxC, plus_RxC < minus_RxC]).sum(
     1
   )
-  return {'signs': positive - negative, **_carried(context)}
+  return {'signs': positive - negative}
 
 
-def _majority(totals: Totals, facts: Facts, params: Any) -> Found:  # noqa: ARG001
-  majority = np.sign(totals['']['signs']).astype(np.int32)
-  return {'': {'bits_N': _delivered(totals, 'bits_N'), 'majority': majority}}
+def _majority(
+  totals: Totals,
+  facts: Facts,  # noqa: ARG001
+  params: Any,  # noqa: ARG001
+  before: Findings,  # noqa: ARG001
+) -> Findings:
+  return {'': {'majority': np.sign(totals['']['signs']).astype(np.int32)}}
 
 
 def _weighted(x_NxRxC: list[jax.Array], context: Context) -> list[jax.Array]:
@@ -124,7 +135,7 @@ def _rank(facts: Facts, keep: float) -> tuple[int, int]:
 
   k = 0, all are kept, is the official code's crash; there the threshold is 0.
   """
-  size = sum(fact.copies * math.prod(fact.shape) for fact in facts.values())
+  size = sum(math.prod(fact.shape) for fact in facts.values())
   return size, size - int(keep * size)
 
 
@@ -132,12 +143,3 @@ def _bin_of(rank_N: np.ndarray | int, bins_NxB: np.ndarray) -> np.ndarray:
   """The bin that holds the entry of this rank, the lowest being 1."""
   below_NxB = np.cumsum(bins_NxB, axis=1) < np.reshape(rank_N, (-1, 1))
   return below_NxB.sum(1).astype(np.int32)
-
-
-def _carried(context: Context) -> dict[str, jax.Array]:
-  """What the scan before this one found, as sums over blocks (all blocks add the same)."""
-  return {'blocks': jnp.int32(1), **context.found}
-
-
-def _delivered(totals: Totals, key: str) -> np.ndarray:
-  return (totals[''][key] // totals['']['blocks']).astype(np.int32)

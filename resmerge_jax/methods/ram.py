@@ -16,11 +16,12 @@ import numpy as np
 from resmerge_jax.errors import InputError
 from resmerge_jax.linalg.gram import another_pass
 from resmerge_jax.linalg.krylov import Head
-from resmerge_jax.linalg.kth_smallest import counts, kth_smallest
+from resmerge_jax.linalg.order_statistic import counts_of_rows, kth_largest
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import (
   Context,
   Dense,
+  Findings,
   Method,
   Scan,
   Stats,
@@ -121,17 +122,19 @@ def _ties(delta_NxRxC: TaskVectors, params: Ram) -> tuple[Dense, Stats]:
   that is the 0-th or is zero.
   """
 
-  def magnitudes(delta_NxRxC: TaskVectors) -> list[jax.Array]:
+  def values(delta_NxRxC: TaskVectors) -> list[jax.Array]:
     changed, n_changed_RxC = _changed(delta_NxRxC, params)
     return [
-      jnp.where(n_changed_RxC >= 2, jnp.where(m, jnp.abs(delta_NxRxC[i]), 0.0), jnp.inf)
+      jnp.where((n_changed_RxC >= 2) & m, delta_NxRxC[i], 0.0)
       for i, m in enumerate(changed)
     ]
 
   n, (n_rows, n_cols) = len(delta_NxRxC), delta_NxRxC.shape
-  (shared,) = counts([_changed(delta_NxRxC, params)[1] >= 2])
-  k = shared - (shared + 9) // 10  # floor(0.9 d) without overflow
-  least_N = kth_smallest(magnitudes, delta_NxRxC, jnp.full(n, k))
+  (shared,) = counts_of_rows([_changed(delta_NxRxC, params)[1] >= 2]).sum(1)
+  pruned = shared - (shared + 9) // 10  # floor(0.9 d) without overflow
+  # What is not shared counts as 0, below everything: the rank from above is the same.
+  least_N = kth_largest(delta_NxRxC, shared - pruned + 1, values)
+  least_N = jnp.where(pruned > 0, _as_float(least_N), 0.0)
 
   delta_NxRxC, least_N = another_pass(delta_NxRxC, least_N)
   changed, n_changed_RxC = _changed(delta_NxRxC, params)
@@ -155,6 +158,10 @@ def _ties(delta_NxRxC: TaskVectors, params: Ram) -> tuple[Dense, Stats]:
   }
 
 
+def _as_float(bits: jax.Array) -> jax.Array:
+  return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+
 def measure(
   delta_NxRxC: TaskVectors,
   *,
@@ -164,7 +171,7 @@ def measure(
   """chg_i and ov_i: entries of expert i that changed, and those with n >= 2 of them."""
   changed, n_changed_RxC = _changed(delta_NxRxC, params)
   shared = [m & (n_changed_RxC >= 2) for m in changed]
-  changed_N, shared_N = counts([*changed, *shared]).reshape(2, -1)
+  changed_N, shared_N = counts_of_rows([*changed, *shared]).sum(1).reshape(2, -1)
   return {'changed_N': changed_N, 'shared_N': shared_N}
 
 
@@ -172,7 +179,8 @@ def finish(
   totals: Totals,
   facts: Mapping[str, TensorFacts],  # noqa: ARG001
   params: Ram,
-) -> Mapping[str, Mapping[str, np.ndarray]]:
+  before: Findings,  # noqa: ARG001
+) -> Findings:
   """lambda_i from the counts of the whole model.
 
   An expert without a unique entry multiplies nothing by its lambda: v2 divides by
@@ -192,7 +200,9 @@ def _expects(params: Ram, n: int) -> str | None:
 
 
 def _scans(params: Ram) -> tuple[Scan, ...]:
-  return (Scan(measure, finish, whole_model=True),) if params.rescales else ()
+  return (
+    (Scan(measure, finish, whole_model=True, copies=True),) if params.rescales else ()
+  )
 
 
 METHOD = Method(

@@ -102,9 +102,9 @@ def masked(
 
 def mask_stats(masks_NxRxC: Sequence[jax.Array], votes: Vote | None = None) -> Stats:
   """`kept`: the fraction of entries that each mask keeps. `sign_ties`, if there was an
-  election: the number of entries whose sum is zero though something is not."""
+  election: the fraction of entries whose sum is zero though something is not."""
   conditions = [*masks_NxRxC, *([votes.tied()] if votes else [])]
   counts_X = counts_of_rows(conditions).sum(1)
   n = len(masks_NxRxC)
-  kept_N = counts_X[:n] / math.prod(masks_NxRxC[0].shape)
-  return {'kept': kept_N, 'sign_ties': counts_X[n]} if votes else {'kept': kept_N}
+  share_X = counts_X / math.prod(masks_NxRxC[0].shape)
+  return {'kept': share_X[:n], 'sign_ties': share_X[n]} if votes else {'kept': share_X}

@@ -20,6 +20,7 @@ from resmerge_jax.linalg.sphere import BRANCHES, iterated_slerp
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import (
   Context,
+  Findings,
   LowRank,
   Method,
   Scan,
@@ -81,8 +82,11 @@ def measure(
 
 
 def finish(
-  totals: Totals, facts: Mapping[str, TensorFacts], params: Warp
-) -> Mapping[str, Mapping[str, np.ndarray]]:
+  totals: Totals,
+  facts: Mapping[str, TensorFacts],
+  params: Warp,
+  before: Findings,  # noqa: ARG001
+) -> Findings:
   """Coefficients per tensor. An embedding that is also the head counts once."""
   groups: dict[Any, list[str]] = {}
   for name in totals:

@@ -33,15 +33,25 @@ def run_scans(work: Work, seconds: dict[str, float]) -> dict[Any, Found]:
     scans = method_of(params).scans(params) if params else ()
     steps = [s for s in work.plan.steps if _is_scanned(s, params)] if scans else []
     facts = _facts(work.group, [name for step in steps for name in step.names])
+    before: Found = {}
     for number, scan in enumerate(scans):
       key = f'scan {number} of {params!r}'
       if key not in work.scans:
         so_far = dataclasses.replace(work, found=found)
         totals = _measure(so_far, steps, number, scan, facts, seconds)
-        work.scans[key] = scan.finish(totals, facts, params)
-      now = work.scans[key]
-      found[params] = {name: now.get(name, now.get('', {})) for name in facts}
+        work.scans[key] = scan.finish(totals, facts, params, before)
+      before = _joined(before, work.scans[key])
+      found[params] = {
+        name: {**before.get('', {}), **before.get(name, {})} for name in facts
+      }
   return found
+
+
+def _joined(before: Found, now: Found) -> Found:
+  """Both findings of each tensor, and of all."""
+  return {
+    name: {**before.get(name, {}), **now.get(name, {})} for name in {**before, **now}
+  }
 
 
 def _is_scanned(step: Step, params: Any) -> bool:
@@ -72,28 +82,47 @@ def _measure(
   seconds: dict[str, float],
 ) -> Sums:
   """Sums of one scan over all steps and processes."""
-  blocks: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+  counted: Sums = {}  # integers: their order does not matter
+  blocks: dict[tuple[str, int], dict[str, np.ndarray]] = {}  # floating sums, apart
+
+  def add(sums: Sums, name: str, values: Mapping[str, np.ndarray]) -> None:
+    times = facts[name].copies if scan.copies else 1
+    _add(sums, '' if scan.whole_model else name, values, times)
 
   def finish(done: Done) -> None:
     layers, owned, numbers = held_numbers(done.step, done.result)
     done.give_back()
     for at, layer in enumerate(layers):
       if owned[at]:
-        key = done.step.names[layer], done.step.row_start
-        blocks[key] = {k: _wide(x[at]) for k, x in numbers.items()}
+        name, of_layer = done.step.names[layer], {k: x[at] for k, x in numbers.items()}
+        add(counted, name, _of_kind('iu', of_layer, np.int64))
+        floating = _of_kind('f', of_layer, np.float64)
+        if floating:
+          blocks[name, done.step.row_start] = floating
     work.progress(done.step.label, 0)
 
   run_steps(work, [s for s in steps if work.takes_part(s)], finish, seconds, number)
   sums: Sums = {}
+  parts = gathered((counted, blocks))
+  for of_process, _ in parts:
+    for name, values in of_process.items():
+      _add(sums, name, values)
   # In one order whoever computed them, as rounding depends on it.
-  merged = {k: x for part in gathered(blocks) for k, x in part.items()}
-  for (name, _), values in sorted(merged.items()):
-    times = facts[name].copies if scan.whole_model else 1
-    into = sums.setdefault('' if scan.whole_model else name, {})
-    for key, value in values.items():
-      into[key] = into[key] + times * value if key in into else times * value
+  for (name, _), values in sorted(
+    {k: x for _, b in parts for k, x in b.items()}.items()
+  ):
+    add(sums, name, values)
   return sums
 
 
-def _wide(x: np.ndarray) -> np.ndarray:
-  return x.astype(np.int64 if x.dtype.kind in 'iu' else np.float64)
+def _add(
+  sums: Sums, name: str, values: Mapping[str, np.ndarray], times: int = 1
+) -> None:
+  into = sums.setdefault(name, {})
+  for key, value in values.items():
+    into[key] = into.get(key, 0) + times * value
+
+
+def _of_kind(kind: str, values: Mapping[str, np.ndarray], wide: Any) -> dict[str, Any]:
+  """Those of integer or floating kind, as wide numbers."""
+  return {k: x.astype(wide) for k, x in values.items() if x.dtype.kind in kind}

@@ -130,10 +130,9 @@ def found(params: Any, delta_NxRxC: np.ndarray) -> Found:
       task_vectors(delta_NxRxC), context=context(n, found=result), params=params
     )
     totals = {'' if scan.whole_model else 'x': {k: on_host(v) for k, v in sums.items()}}
-    by_name = scan.finish(
-      totals, {'x': TensorFacts(tuple(shape), layer=0, n_layers=2)}, params
-    )
-    result = {**by_name.get('', {}), **by_name.get('x', {})}
+    facts = {'x': TensorFacts(tuple(shape), layer=0, n_layers=2)}
+    by_name = scan.finish(totals, facts, params, {'': result})
+    result |= {**by_name.get('', {}), **by_name.get('x', {})}
   return result
 
 

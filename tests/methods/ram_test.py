@@ -56,7 +56,8 @@ def found(
   result: groups.Found = {}
   for scan in METHOD.scans(params):
     assert scan.whole_model
-    result = scan.finish(totals(params, tensors, copies or {}), facts, params)['']
+    assert scan.copies
+    result = scan.finish(totals(params, tensors, copies or {}), facts, params, {})['']
   return result
 
 

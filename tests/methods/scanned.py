@@ -79,7 +79,7 @@ def scan(
   `shapes`: those of the tensors, if padding was added.
   """
   copies = copies or {}
-  found: Mapping[str, np.ndarray] = {}
+  found: dict[str, np.ndarray] = {}
   shapes = shapes or {name: x.shape[1:] for name, x in model.items()}
   facts = {
     name: TensorFacts(shapes[name], layer=0, n_layers=2, copies=copies.get(name, 1))
@@ -92,9 +92,10 @@ def scan(
         here = context(name, len(x_NxRxC), start, weights, found)
         sums = measuring(params, at)(x_NxRxC[:, start : start + rows], here)
         for key, value in sums.items():
-          part = copies.get(name, 1) * groups.on_host(value)
+          times = copies.get(name, 1) if step.copies else 1
+          part = times * groups.on_host(value)
           totals[key] = totals.get(key, 0) + part
-    found = step.finish({'': totals}, facts, params)['']
+    found |= step.finish({'': totals}, facts, params, {'': found})['']
   return found
 
 

@@ -48,7 +48,7 @@ def test_agrees_with_the_oracle(flavour: str, reduce: str):
   params = Ties(flavour, 0.4, 0.7, reduce)
   _, stats = assert_agrees(params, model())
   # as RL updates do, these cancel exactly in many places
-  assert sum(int(s['sign_ties']) for s in stats.values()) > 5
+  assert any(s['sign_ties'] > 0 for s in stats.values())
   assert_agrees(params, model(), weights=[0.5, -2.0, 1.0])
   assert_agrees(params, model(), weights=[1.0, 0.0, 0.0])
 
@@ -75,7 +75,7 @@ def test_official_zero_sums_follow_the_majority_of_the_model(sign: int):
   params = Ties(keep=1)
   got, stats = assert_agrees(params, {'tied': tied, 'more': more})
   np.testing.assert_array_equal(got['tied'], 2.0 * sign)
-  assert stats['tied']['sign_ties'] == 9
+  assert stats['tied']['sign_ties'] == 1
   got, _ = assert_agrees(params, {'tied': tied})  # no majority: negative
   np.testing.assert_array_equal(got['tied'], -2.0)
 
@@ -94,14 +94,14 @@ def test_weighted_opposites_cancel_exactly_in_compiled_code():
     params = Ties(flavour, 1)
     found = scanned.scan(params, opposites, weights=[0.7, 0.7])
     _, stats = scanned.merge(params, opposites, weights=[0.7, 0.7], found=found)
-    assert stats['a']['sign_ties'] == x_RxC.size
+    assert stats['a']['sign_ties'] == 1
 
 
 @pytest.mark.parametrize('steps', [1, 4, 1000])
 def test_the_threshold_is_the_exact_order_statistic(steps: int):
   tensors = model(steps=steps)
-  copies = {'c': 2}
-  counted = [*tensors.values(), tensors['c']]
+  copies = {'c': 2}  # the official code leaves duplicates out
+  counted = list(tensors.values())
   for keep in (0.0, 0.1, 0.5, 0.9, 1.0):
     found = scanned.scan(Ties(keep=keep), tensors, copies=copies)
     want = [threshold([x[i] for x in counted], keep) for i in range(N)]

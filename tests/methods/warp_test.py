@@ -50,7 +50,7 @@ def found(params: Warp, tensors: Model) -> Mapping[str, groups.Found]:
     name: TensorFacts(x.shape[1:], LAYERS[name], 2, copies=1 + (name == 'embed'))
     for name, x in tensors.items()
   }
-  return scan.finish(totals, facts, params)
+  return scan.finish(totals, facts, params, {})
 
 
 def merged(params: Warp, tensors: Model) -> dict[str, tuple[np.ndarray, dict]]:

@@ -13,7 +13,7 @@ import pytest
 import resmerge_jax
 from resmerge_jax.methods.table import METHODS, method_of
 from resmerge_jax.plan import stacks
-from tests.methods.battery_test import EXPERTS, N, SETTINGS
+from tests.methods.battery_test import EXPERTS, SETTINGS, N
 
 BF16 = ml_dtypes.bfloat16
 # A vector, a matrix of two layers whose rows eight devices do not divide, an embedding.
