@@ -3,14 +3,35 @@
 from typing import Any
 
 from resmerge_jax.errors import InputError
-from resmerge_jax.methods import resmerge, task_arithmetic
+from resmerge_jax.methods import (
+  components,
+  iso,
+  iso_cts,
+  rank_mask,
+  resmerge,
+  star,
+  svc,
+  task_arithmetic,
+  tsv,
+)
 from resmerge_jax.methods.base import Method, Post
 
 METHODS: dict[str, Method] = {
-  method.name: method for method in (resmerge.METHOD, task_arithmetic.METHOD)
+  method.name: method
+  for method in (
+    resmerge.METHOD,
+    task_arithmetic.METHOD,
+    tsv.METHOD,
+    iso.METHOD,
+    iso_cts.METHOD,
+    star.METHOD,
+    rank_mask.METHOD,
+    components.HEAD_ONLY,
+    components.RESIDUAL_ONLY,
+  )
 }
 
-POSTS: dict[str, Post] = {}
+POSTS: dict[str, Post] = {post.name: post for post in (svc.POST,)}
 
 
 def method_of(params: Any) -> Method:
