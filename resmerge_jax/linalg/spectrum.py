@@ -116,4 +116,6 @@ def between_polars(
   polar_SxM = short_SxM @ q.inverse_root
   k_MxS = p.inverse_root @ (sigma_M[:, None] * polar_SxM.T)
   update_RxC = blocks.map(lambda x_NxBxS: long(x_NxBxS) @ k_MxS)
-  return update_RxC, error + p.error + q.error, p.complete & q.complete
+  # An error of the columns grows as these are made orthonormal, by 1 / sigma.
+  growth = sum(jnp.sqrt(jnp.mean(x.inverse_M**2)) for x in (p, q))
+  return update_RxC, error * growth + p.error + q.error, p.complete & q.complete

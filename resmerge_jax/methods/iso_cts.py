@@ -5,7 +5,6 @@ rest come the leading directions of what each expert has outside of those.
 """
 
 import dataclasses
-import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -72,22 +71,24 @@ def merge(
   sum_SxS, gram_NxSxS, cross_NxSxS = _products(blocks)
   common = spectrum(sum_SxS, lambda: blocks.triangle(summed), c)
   parts = _outside(blocks, gram_NxSxS, cross_NxSxS, common)
-  tasks = jax.lax.map(
-    lambda part: spectrum(
-      part.gram_SxS,
-      lambda: blocks.triangle(functools.partial(_rows_outside, part)),
-      per_task,
-      top=part.top,
-    ),
-    parts,
-  )
+
+  def own_spectrum(part: _Outside) -> Spectrum:
+    def rows(x_NxBxS: jax.Array) -> jax.Array:
+      common_BxC = summed(x_NxBxS) @ common.to_left
+      return x_NxBxS[part.expert] @ part.keep_SxS - common_BxC @ part.inside_CxS
+
+    return spectrum(
+      part.gram_SxS, lambda: blocks.triangle(rows), per_task, top=part.top
+    )
+
+  tasks = jax.lax.map(own_spectrum, parts)
   own_NxSxK = parts.keep_SxS @ tasks.to_left
-  of_sum_SxM = jnp.hstack([*(-parts.moved_SxS @ tasks.to_left), common.to_left])
+  inside_NxCxK = parts.inside_CxS @ tasks.to_left
 
   def long(x_NxBxS: jax.Array) -> jax.Array:
-    own = [x_NxBxS[i] @ own_NxSxK[i] for i in range(n)]
-    of_common = jnp.zeros((x_NxBxS.shape[1], c))
-    return jnp.hstack([*own, of_common]) + summed(x_NxBxS) @ of_sum_SxM
+    common_BxC = summed(x_NxBxS) @ common.to_left
+    own = [x_NxBxS[i] @ own_NxSxK[i] - common_BxC @ inside_NxCxK[i] for i in range(n)]
+    return jnp.hstack([*own, common_BxC])
 
   short_SxM = jnp.hstack([*tasks.v_SxM, common.v_SxM])
   level = (tasks.sigma_M.sum() + common.sigma_M.sum()) / blocks.short
@@ -98,22 +99,18 @@ def merge(
   return Dense(update_RxC), stats | {'level': jnp.float32(level)}
 
 
-class _Part(NamedTuple):
-  """What an expert has outside the left space of U_c: rows X_i keep - W moved.
+class _Outside(NamedTuple):
+  """D_i - U_c U_c^T D_i of an expert, turned: rows X_i keep - (W to_left) inside.
 
-  `gram` is its Gram matrix, `top` bounds the size at which that was rounded. A stack
-  of all experts' has a leading axis N.
+  `gram` is its Gram matrix, `top` the size at which that was rounded. A stack of all
+  experts' has a leading axis N.
   """
 
   expert: jax.Array
   gram_SxS: jax.Array
   keep_SxS: jax.Array
-  moved_SxS: jax.Array
+  inside_CxS: jax.Array
   top: jax.Array
-
-
-def _rows_outside(part: _Part, x_NxBxS: jax.Array) -> jax.Array:
-  return x_NxBxS[part.expert] @ part.keep_SxS - summed(x_NxBxS) @ part.moved_SxS
 
 
 def _products(blocks: Blocks) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -130,25 +127,26 @@ def _products(blocks: Blocks) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def _outside(
   blocks: Blocks, gram_NxSxS: jax.Array, cross_NxSxS: jax.Array, common: Spectrum
-) -> _Part:
-  """D_i - U_c U_c^T D_i for all experts.
+) -> _Outside:
+  """All experts without their part in the left space U_c.
 
-  U_c is V of the turned W where D_i was turned (wide). Else U_c = W V / sigma, which
-  gives W times V sigma^-2 V^T (W^T D_i).
+  Where D_i was turned (wide), U_c is V of the turned W: the projection acts on the
+  columns of X_i. Else U_c = W to_left, and `inside` is U_c^T D_i = to_left^T W^T D_i.
   """
   n, s = gram_NxSxS.shape[:2]
-  keep_SxS, moved_NxSxS = jnp.eye(s), jnp.zeros((n, s, s))
+  keep_SxS = jnp.eye(s)
   if blocks.wide:
     keep_SxS -= common.v_SxM @ common.v_SxM.T
+    inside_NxCxS = jnp.zeros((n, common.v_SxM.shape[1], s))
     outside_NxSxS = keep_SxS @ gram_NxSxS @ keep_SxS
   else:
-    moved_NxSxS = common.to_left @ common.to_left.T @ cross_NxSxS
-    outside_NxSxS = gram_NxSxS - cross_NxSxS.swapaxes(1, 2) @ moved_NxSxS
-  return _Part(
+    inside_NxCxS = common.to_left.T @ cross_NxSxS
+    outside_NxSxS = gram_NxSxS - inside_NxCxS.swapaxes(1, 2) @ inside_NxCxS
+  return _Outside(
     expert=jnp.arange(n),
     gram_SxS=outside_NxSxS,
     keep_SxS=jnp.broadcast_to(keep_SxS, (n, s, s)),
-    moved_SxS=moved_NxSxS,
+    inside_CxS=inside_NxCxS,
     top=jnp.sqrt(jnp.linalg.norm(gram_NxSxS, axis=(1, 2))),
   )
 
