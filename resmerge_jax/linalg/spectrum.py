@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from resmerge_jax.linalg.short_side import Blocks, LongRows
+from resmerge_jax.linalg.short_side import Blocks, LongRows, gram
 
 EPS = 2.0**-52
 MAX_ERROR = 1e-6  # estimate above which a Gram matrix must not be used
@@ -60,7 +60,7 @@ def spectrum(
 ) -> Spectrum:
   """The `count` leading directions of X from X^T X, or by SVD where it is too coarse.
 
-  `exact()` is X or a triangle of it. `top` is the size at which X was rounded, where
+  Of `gram` only the lower triangle is read. `exact()` is X or a triangle of it. `top` is the size at which X was rounded, where
   that is not its own sigma_1. Directions up to `missing` times it are missing ones.
   """
   lambda_S, v_SxS = jnp.linalg.eigh(gram_SxS, symmetrize_input=False)
@@ -107,12 +107,10 @@ def between_polars(
     spectrum, count=short_SxM.shape[1], missing=jnp.maximum(RANK, 10 * error)
   )
 
-  def products(x_NxBxS: jax.Array) -> jax.Array:
-    p_BxM = long(x_NxBxS)
-    return p_BxM.T @ p_BxM
-
-  p = find(blocks.sum(products), lambda: blocks.triangle(long))
-  q = find(short_SxM.T @ short_SxM, lambda: short_SxM)
+  p = find(
+    blocks.sum(lambda x_NxBxS: gram(long(x_NxBxS))), lambda: blocks.triangle(long)
+  )
+  q = find(gram(short_SxM), lambda: short_SxM)
   polar_SxM = short_SxM @ q.inverse_root
   k_MxS = p.inverse_root @ (sigma_M[:, None] * polar_SxM.T)
   update_RxC = blocks.map(lambda x_NxBxS: long(x_NxBxS) @ k_MxS)

@@ -6,11 +6,10 @@ All directions of W = sum_i D_i get the same weight, the mean of its singular va
 import dataclasses
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 
 from resmerge_jax.linalg.krylov import Head
-from resmerge_jax.linalg.short_side import Blocks, summed
+from resmerge_jax.linalg.short_side import Blocks, gram, summed
 from resmerge_jax.linalg.spectrum import spectrum
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods import spectral
@@ -40,10 +39,8 @@ def merge(
   """s polar(W), s the mean of the r singular values of W, missing ones included."""
   blocks = Blocks(delta_NxRxC)
 
-  def products(x_NxBxS: jax.Array) -> jax.Array:
-    return summed(x_NxBxS).T @ summed(x_NxBxS)
-
-  whole = spectrum(blocks.sum(products), lambda: blocks.triangle(summed), blocks.short)
+  gram_SxS = blocks.sum(lambda x_NxBxS: gram(summed(x_NxBxS)))
+  whole = spectrum(gram_SxS, lambda: blocks.triangle(summed), blocks.short)
   level = whole.sigma_M.mean()
   k_SxS = params.scale * level * whole.inverse_root
   update_RxC = blocks.map(lambda x_NxBxS: summed(x_NxBxS) @ k_SxS)

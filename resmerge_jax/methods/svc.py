@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from resmerge_jax.linalg.short_side import Blocks, grams
+from resmerge_jax.linalg.short_side import Blocks, grams, mirrored
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import (
   Context,
@@ -67,7 +67,7 @@ def apply(
   # <a_r, a_r^i> on either side; U^T u_r = sigma_r v_r gives the other square.
   inner_NxS = ((cross_NxSxS @ v_SxS) * v_SxS).sum(1)
   if blocks.wide:
-    square_NxS = ((gram_MxSxS[:n] @ v_SxS) * v_SxS).sum(1)
+    square_NxS = ((mirrored(gram_MxSxS[:n]) @ v_SxS) * v_SxS).sum(1)
   else:
     inverse_S = jnp.where(found_S, 1.0 / jnp.where(found_S, sigma_S, 1.0), 0.0)
     square_NxS = ((v_SxS.T @ cross_NxSxS * inverse_S[:, None]) ** 2).sum(2)

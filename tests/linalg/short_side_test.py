@@ -6,7 +6,15 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from resmerge_jax.linalg.short_side import BLOCK, Blocks, grams, summed
+from resmerge_jax.linalg.short_side import (
+  BLOCK,
+  PANELLED,
+  Blocks,
+  gram,
+  grams,
+  mirrored,
+  summed,
+)
 from resmerge_jax.linalg.task_vectors import TaskVectors
 
 N, LONG, SHORT = 2, 2 * BLOCK + 300, 5  # three blocks, the last over parts of two
@@ -43,9 +51,9 @@ def test_sums_maps_and_triangles_see_each_row_once(shape: tuple[int, int]):
   with jax.enable_x64(True):
     bits = base.view(np.uint16), experts.view(np.uint16)
     results = jax.jit(everything)(*bits, more)
-    gram, triangle, mapped = jax.tree.map(np.asarray, results)
+    gram_MxSxS, triangle, mapped = jax.tree.map(np.asarray, results)
   want = turned(x_MxLxS)
-  np.testing.assert_allclose(gram, want.swapaxes(1, 2) @ want, rtol=1e-13, atol=1e-11)
+  np.testing.assert_allclose(gram_MxSxS, want.swapaxes(1, 2) @ want, atol=1e-11)
   sigma, gram_of_sum = (
     f(want.sum(0))
     for f in (lambda x: np.linalg.svd(x, compute_uv=False), lambda x: x.T @ x)
@@ -63,8 +71,15 @@ def test_differences_are_exact():
   base = np.float32([[1.0]])
   expert = np.float32([[[2.0**-40]]])  # float32 would round the difference to -1
   with jax.enable_x64(True):
-    gram = Blocks(TaskVectors(jnp.asarray(base), jnp.asarray(expert))).sum(grams)
-  assert float(gram[0, 0, 0]) == (1 - 2.0**-40) ** 2
+    blocks = Blocks(TaskVectors(jnp.asarray(base), jnp.asarray(expert)))
+    assert float(blocks.sum(grams)[0, 0, 0]) == (1 - 2.0**-40) ** 2
+
+
+def test_panels_give_the_lower_triangle():
+  x_BxM = np.random.default_rng(0).standard_normal((20, PANELLED + 3))
+  with jax.enable_x64(True):
+    got = np.asarray(jax.jit(lambda x: mirrored(gram(x)[None]))(x_BxM))
+  np.testing.assert_allclose(got[0], x_BxM.T @ x_BxM, atol=1e-12)
 
 
 def test_no_float64_copy_of_the_matrix_exists():
