@@ -1,8 +1,9 @@
 """Whole spectra and polar factors from Gram matrices of the short side, in float64.
 
 A Gram matrix squares the condition: a left vector X v / sigma comes out of it with an
-error of about EPS (sigma_1 / sigma)^2. Where that is too much, `Blocks.triangle` reduces
-X to a triangle, whose SVD is as accurate as that of X, whatever its length.
+error of about EPS (sigma_1 / sigma)^2. Where that is too much, `Blocks.triangle`
+reduces X to a triangle (QR of one block after the other: Demmel et al., SIAM J. Sci.
+Comput. 34, 2012), whose SVD is as accurate as that of X, whatever its length.
 """
 
 import functools
@@ -60,8 +61,9 @@ def spectrum(
 ) -> Spectrum:
   """The `count` leading directions of X from X^T X, or by SVD where it is too coarse.
 
-  Of `gram` only the lower triangle is read. `exact()` is X or a triangle of it. `top` is the size at which X was rounded, where
-  that is not its own sigma_1. Directions up to `missing` times it are missing ones.
+  Of `gram` only the lower triangle is read. `exact()` is X or a triangle of it. `top`
+  is the size at which X was rounded, where that is not its own sigma_1. Directions up
+  to `missing` times it are missing ones.
   """
   lambda_S, v_SxS = jnp.linalg.eigh(gram_SxS, symmetrize_input=False)
   sigma_S = jnp.sqrt(jnp.maximum(lambda_S[::-1], 0.0))

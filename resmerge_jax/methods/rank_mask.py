@@ -20,7 +20,7 @@ from resmerge_jax.types import Family
 
 @dataclasses.dataclass(frozen=True)
 class RankMask:
-  """`rank_ratio`: share of the ranks that stay, 0 for 1/N. `scale`: the prior lambda."""
+  """`rank_ratio`: share of the ranks that stay, 0: 1/N. `scale`: the prior lambda."""
 
   rank_ratio: float = 1.0
   scale: float = 0.3

@@ -19,7 +19,7 @@ from resmerge_jax.methods import spectral
 from resmerge_jax.methods.base import Context, Dense, Method, Stats, check_params
 from resmerge_jax.types import Family
 
-# sigma_1^2 times this is what rounding leaves of a zero in a Gram matrix's spectrum: the
+# sigma_1^2 times this is what rounding leaves of a zero in a Gram spectrum: the
 # roots of such values would add up to a nuclear norm of their own.
 NOISE = 4 * EPS
 TIE = 1e-9  # gap in sigma^2 / sigma_1^2 at the cut up to which either triplet may stay

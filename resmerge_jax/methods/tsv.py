@@ -20,7 +20,7 @@ from resmerge_jax.methods import spectral
 from resmerge_jax.methods.base import Context, Dense, Method, Stats, check_params
 from resmerge_jax.types import Family
 
-# no_rank: fewer ranks than experts, none for each. single: one expert, returned as it is.
+# no_rank: fewer ranks than experts, none for each. single: one expert comes back as is.
 BRANCHES = (*spectral.BRANCHES, 'no_rank', 'single')
 NO_RANK, SINGLE = (BRANCHES.index(name) for name in ('no_rank', 'single'))
 

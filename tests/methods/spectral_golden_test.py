@@ -35,7 +35,7 @@ def params_of(output: Output) -> Any:
 
 @functools.cache
 def program(all_params: tuple[Any, ...]) -> Any:
-  """Updates and stats of several methods; one program, since compiling is what counts."""
+  """Updates and stats of several methods: one program, as compiling takes the time."""
 
   def all_of(base_RxC: jax.Array, experts_NxRxC: jax.Array) -> list[tuple]:
     return [
@@ -73,7 +73,7 @@ def assert_close(
   output: Output,
   name: str,
 ) -> None:
-  """Against the output, unless ill-posed, and against the oracle wherever float64 can."""
+  """With the output, unless ill-posed, and with the oracle wherever float64 can."""
   where = f'{output.file} {name}'
   got = np.asarray(update_RxC, np.float64)
   branch = method_of(params).branches[int(stats['branch'])]
