@@ -21,6 +21,7 @@ from resmerge_jax.methods.table import METHODS, method_of
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.methods.tsv import Tsv
 from tests.methods import groups
+from tests.methods.float64_runs import precision_of
 
 N, SIDE = 3, 10  # square, so that transposed matrices share the compiled program
 SETTINGS: dict[str, Any] = {
@@ -74,7 +75,7 @@ def heads_for(name: str, delta_xNxRxC: np.ndarray) -> Head | None:
 
 
 def merged(name: str, delta_NxRxC: np.ndarray) -> np.ndarray:
-  with groups.precision_of(SETTINGS[name]):
+  with precision_of(SETTINGS[name]):
     return np.asarray(program(name)(delta_NxRxC, heads_for(name, delta_NxRxC)))
 
 
@@ -147,7 +148,7 @@ def test_a_stack_gives_what_its_matrices_give(name: str):
   delta_LxNxRxC = np.stack([general(0), 0 * general(1), general(2)])
   one = functools.partial(update_of, SETTINGS[name])
   stack = groups.compiled(jax.vmap(one))
-  with groups.precision_of(SETTINGS[name]):
+  with precision_of(SETTINGS[name]):
     got = stack(delta_LxNxRxC, heads_for(name, delta_LxNxRxC))
   want = np.stack([merged(name, delta_NxRxC) for delta_NxRxC in delta_LxNxRxC])
   np.testing.assert_allclose(got, want, atol=1e-6)
@@ -171,7 +172,7 @@ def test_finite_on_degenerate_experts(name: str):
 @every_method
 def test_compiled_and_op_by_op_agree(name: str):
   delta_NxRxC = jnp.asarray(general())
-  with jax.disable_jit(), groups.precision_of(SETTINGS[name]):
+  with jax.disable_jit(), precision_of(SETTINGS[name]):
     plain = update_of(SETTINGS[name], delta_NxRxC, heads_for(name, general()))
   np.testing.assert_allclose(plain, merged(name, general()), atol=1e-6)
 
@@ -180,6 +181,6 @@ def test_compiled_and_op_by_op_agree(name: str):
 def test_two_calls_trace_once(name: str):
   chex.clear_trace_counter()
   traced = jax.jit(chex.assert_max_traces(update_of, 1), static_argnums=0)
-  with groups.precision_of(SETTINGS[name]):
+  with precision_of(SETTINGS[name]):
     for seed in range(2):
       traced.lower(SETTINGS[name], general(seed), heads_for(name, general(seed)))

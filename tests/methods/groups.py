@@ -1,6 +1,5 @@
 """Experts of one small matrix with their exact heads, for tests of merge functions."""
 
-import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -74,42 +73,6 @@ def merge(
     family=family,
     params=params,
   )
-
-
-def precision_of(params: Any) -> contextlib.AbstractContextManager[None]:
-  """In which a method is traced and run: with 64-bit types if it wants them."""
-  return jax.enable_x64(method_of(params).float64)
-
-
-@functools.cache
-def _program(params: Any) -> Callable[..., tuple]:
-  def one(delta_NxRxC: jax.Array) -> tuple:
-    update, stats = merge(params, None, delta_NxRxC, None)
-    return applied(update, delta_NxRxC), stats
-
-  return compiled(one)
-
-
-def merged(params: Any, delta_NxRxC: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-  """Update and stats of a method without heads, with the branch by its name."""
-  with precision_of(params):
-    update_RxC, stats = jax.tree.map(np.asarray, _program(params)(delta_NxRxC))
-  assert update_RxC.dtype == np.float32
-  assert all(x.dtype in (np.float32, np.int32) for x in stats.values())
-  if 'branch' in stats:
-    stats['branch'] = method_of(params).branches[stats['branch']]
-  return update_RxC, stats
-
-
-def merge_stored(
-  params: Any, base_RxC: jax.Array, experts_NxRxC: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Update and stats of a method without heads, from stored weights."""
-  delta_NxRxC = TaskVectors(base_RxC, experts_NxRxC)
-  update, stats = method_of(params).merge(
-    delta_NxRxC, None, context=context(len(delta_NxRxC)), family=None, params=params
-  )
-  return apply_update(update, delta_NxRxC), stats
 
 
 def context(n: int, weights_N: Sequence[float] | None = None) -> Context:

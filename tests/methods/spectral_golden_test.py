@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.iso import IsoC
 from resmerge_jax.methods.iso_cts import IsoCts
 from resmerge_jax.methods.table import method_of
@@ -18,6 +19,7 @@ from resmerge_jax.methods.tsv import Tsv
 from tests import golden_cases
 from tests.golden_cases import BF16, Case, Output, to_float64
 from tests.methods import groups
+from tests.methods.float64_runs import from_stored
 from tests.oracles import spectral
 from tests.oracles.spectral_test import ILL_POSED, NAMES, ORACLES, settings
 
@@ -39,7 +41,7 @@ def program(all_params: tuple[Any, ...]) -> Any:
 
   def all_of(base_RxC: jax.Array, experts_NxRxC: jax.Array) -> list[tuple]:
     return [
-      groups.merge_stored(params, base_RxC, experts_NxRxC) for params in all_params
+      from_stored(params, TaskVectors(base_RxC, experts_NxRxC)) for params in all_params
     ]
 
   return groups.compiled(all_of)
@@ -58,8 +60,8 @@ def test_agrees_with_the_golden_outputs(case: Case):
       continue
     experts_NxRxC = np.stack([stored(expert[name]) for expert in case.experts])
     with jax.enable_x64(True):
-      merged = program(all_params)(stored(case.base[name]), experts_NxRxC)
-    got = dict(zip(all_params, merged, strict=True))
+      results = program(all_params)(stored(case.base[name]), experts_NxRxC)
+    got = dict(zip(all_params, results, strict=True))
     for output in runs:
       params = params_of(output)
       assert_close(*got[params], params, case, output, name)

@@ -11,6 +11,7 @@ from resmerge_jax.methods.iso import IsoC
 from resmerge_jax.methods.iso_cts import IsoCts
 from resmerge_jax.methods.tsv import Tsv
 from tests.methods import groups
+from tests.methods.float64_runs import merged
 from tests.oracles import spectral
 
 ROWS, COLS = groups.ROWS, groups.COLS
@@ -49,7 +50,7 @@ def assert_agrees(got: np.ndarray, want: np.ndarray, limit: float = ROUNDED) -> 
 )
 def test_agrees_with_the_oracle(params: Any, oracle: Any, shape: tuple[int, int, int]):
   delta_NxRxC = general(*shape)
-  got, stats = groups.merged(params, delta_NxRxC)
+  got, stats = merged(params, delta_NxRxC)
   assert_agrees(got, oracle(delta_NxRxC))
   assert stats['branch'] == 'ok'
   assert stats['error'] < 1e-9
@@ -70,7 +71,7 @@ def test_bad_condition_takes_the_exact_way(
     u, v = (np.linalg.qr(rng.standard_normal((s, min(shape))))[0] for s in shape)
     experts.append((u * np.geomspace(1, 1e-8, min(shape))) @ v.T)
   delta_NxRxC = np.float32(experts)
-  got, stats = groups.merged(params, delta_NxRxC)
+  got, stats = merged(params, delta_NxRxC)
   assert stats['branch'] == 'ok'
   assert_agrees(got, oracle(delta_NxRxC), 1e-6)
 
@@ -78,30 +79,30 @@ def test_bad_condition_takes_the_exact_way(
 def test_stats():
   delta_NxRxC = general()
   sigma_NxS = np.linalg.svd(delta_NxRxC.astype(np.float64), compute_uv=False)
-  _, stats = groups.merged(Tsv(), delta_NxRxC)
+  _, stats = merged(Tsv(), delta_NxRxC)
   share_N = (sigma_NxS[:, :3] ** 2).sum(1) / (sigma_NxS**2).sum(1)
   np.testing.assert_allclose(stats['kept_energy'], share_N, rtol=1e-6)
-  update, stats = groups.merged(IsoC(), delta_NxRxC)
+  update, stats = merged(IsoC(), delta_NxRxC)
   np.testing.assert_allclose(stats['level'], np.linalg.norm(update) / 3, rtol=1e-6)
   sigma = np.linalg.svd(update, compute_uv=False)
   np.testing.assert_allclose(sigma, stats['level'], rtol=1e-6)
-  update, stats = groups.merged(IsoCts(), delta_NxRxC)
+  update, stats = merged(IsoCts(), delta_NxRxC)
   sigma = np.linalg.svd(update, compute_uv=False)
   np.testing.assert_allclose(sigma, stats['level'], rtol=1e-6)
 
 
 def test_one_expert():
   delta_NxRxC = general(1)
-  update, stats = groups.merged(Tsv(), delta_NxRxC)
+  update, stats = merged(Tsv(), delta_NxRxC)
   np.testing.assert_array_equal(update, delta_NxRxC[0])
   assert stats == {'branch': 'single'}
-  iso_c, iso_cts = (groups.merged(p, delta_NxRxC)[0] for p in (IsoC(), IsoCts()))
+  iso_c, iso_cts = (merged(p, delta_NxRxC)[0] for p in (IsoC(), IsoCts()))
   assert_agrees(iso_cts, iso_c)
 
 
 @pytest.mark.parametrize('shape', [(3, 2, 7), (2, 1, 7), (2, 7, 1)])
 def test_tsv_with_more_experts_than_ranks_is_zero(shape: tuple[int, int, int]):
-  update, stats = groups.merged(Tsv(), general(*shape))
+  update, stats = merged(Tsv(), general(*shape))
   np.testing.assert_array_equal(update, 0.0)
   assert stats == {'branch': 'no_rank'}
 
@@ -110,14 +111,14 @@ def test_tsv_with_more_experts_than_ranks_is_zero(shape: tuple[int, int, int]):
 @pytest.mark.parametrize('shape', [(2, 1, 7), (2, 7, 1)])
 def test_iso_of_one_row_or_column_is_the_sum(params: Any, shape: tuple[int, int, int]):
   delta_NxRxC = general(*shape)
-  update, stats = groups.merged(params, delta_NxRxC)
+  update, stats = merged(params, delta_NxRxC)
   np.testing.assert_allclose(update, delta_NxRxC.sum(0), rtol=1e-6)
   assert stats['branch'] == 'ok'
 
 
 @every_method
 def test_zero(params: Any):
-  update, stats = groups.merged(params, np.zeros((3, ROWS, COLS), np.float32))
+  update, stats = merged(params, np.zeros((3, ROWS, COLS), np.float32))
   np.testing.assert_array_equal(update, 0.0)
   assert stats['branch'] == 'zero'
   assert stats['error'] == 0.0
@@ -126,7 +127,7 @@ def test_zero(params: Any):
 def test_an_unchanged_expert_adds_nothing_to_tsv():
   delta_NxRxC = general()
   delta_NxRxC[1] = 0
-  update, stats = groups.merged(Tsv(), delta_NxRxC)
+  update, stats = merged(Tsv(), delta_NxRxC)
   assert stats['branch'] == 'ill_posed'
   (u, s, v), (x, t, y) = (spectral.thin_svd(delta_NxRxC[i]) for i in (0, 2))
   left, right = np.hstack([u[:, :3], x[:, :3]]), np.hstack([v[:, :3], y[:, :3]])
@@ -137,7 +138,7 @@ def test_an_unchanged_expert_adds_nothing_to_tsv():
 
 def test_identical_experts_give_tsv_their_leading_part():
   delta_RxC = general(1)[0]
-  update, stats = groups.merged(Tsv(), np.stack([delta_RxC] * 3))
+  update, stats = merged(Tsv(), np.stack([delta_RxC] * 3))
   u, sigma, v = spectral.thin_svd(delta_RxC)
   assert_agrees(update, (u[:, :3] * sigma[:3]) @ v[:, :3].T)
   assert stats['branch'] == 'ill_posed'
@@ -145,7 +146,7 @@ def test_identical_experts_give_tsv_their_leading_part():
 
 def test_opposite_experts_cancel_in_tsv():
   delta_RxC = general(1)[0]
-  update, stats = groups.merged(Tsv(), np.stack([delta_RxC, -delta_RxC, delta_RxC]))
+  update, stats = merged(Tsv(), np.stack([delta_RxC, -delta_RxC, delta_RxC]))
   u, sigma, v = spectral.thin_svd(delta_RxC)
   assert_agrees(update, (u[:, :3] * sigma[:3]) @ v[:, :3].T / 3)
   assert stats['branch'] == 'ill_posed'
@@ -153,7 +154,7 @@ def test_opposite_experts_cancel_in_tsv():
 
 def test_directions_the_sum_lacks_get_no_weight_in_iso_c():
   delta_NxRxC = np.stack([of_rank(2, 0), of_rank(1, 1), np.zeros_like(of_rank(1, 1))])
-  update, stats = groups.merged(IsoC(), delta_NxRxC)
+  update, stats = merged(IsoC(), delta_NxRxC)
   u, sigma, v = spectral.thin_svd(delta_NxRxC.sum(0))
   assert_agrees(update, sigma.mean() * u[:, :3] @ v[:, :3].T)
   assert stats['branch'] == 'ill_posed'
@@ -166,7 +167,7 @@ def test_ill_posed_matrices_are_finite_and_say_so(params: Any, shape: tuple[int,
   low = [of_rank(1, seed, *shape) for seed in range(3)]
   groups_of_experts = [[x, x, x], [x, -x, x], [x, 0 * x, 0 * x], low]
   for experts in groups_of_experts:
-    update, stats = groups.merged(params, np.stack(experts))
+    update, stats = merged(params, np.stack(experts))
     assert np.isfinite(update).all()
     well_posed = (
       isinstance(params, IsoC) and experts is not low
@@ -187,7 +188,7 @@ def test_splits():
 @pytest.mark.parametrize('fraction', [0.0, 1.0])
 def test_no_common_and_only_common_directions(fraction: float):
   delta_NxRxC = general()
-  update, stats = groups.merged(IsoCts(common_fraction=fraction), delta_NxRxC)
+  update, stats = merged(IsoCts(common_fraction=fraction), delta_NxRxC)
   assert_agrees(update, spectral.iso_cts(delta_NxRxC, 1.0, fraction))
   assert stats['branch'] == 'ok'
   if fraction == 1.0:

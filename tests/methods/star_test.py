@@ -7,6 +7,7 @@ from resmerge_jax.errors import InputError
 from resmerge_jax.methods.rank_mask import RankMask
 from resmerge_jax.methods.star import Star
 from tests.methods import groups
+from tests.methods.float64_runs import merged
 from tests.oracles import spectral
 
 ROWS, COLS = groups.ROWS, groups.COLS
@@ -21,7 +22,7 @@ def general(n: int = 3, rows: int = ROWS, cols: int = COLS) -> np.ndarray:
 @pytest.mark.parametrize('shape', [(ROWS, COLS), (COLS, ROWS)])
 def test_star_agrees_with_the_oracle(eta: float, shape: tuple[int, int]):
   delta_NxRxC = general(3, *shape)
-  update, stats = groups.merged(Star(eta=eta), delta_NxRxC)
+  update, stats = merged(Star(eta=eta), delta_NxRxC)
   want, ratios = spectral.star(delta_NxRxC, eta)
   np.testing.assert_allclose(update, want, atol=ROUNDED)
   np.testing.assert_allclose(stats['norm_ratio'], ratios, rtol=1e-6)
@@ -32,21 +33,21 @@ def test_star_agrees_with_the_oracle(eta: float, shape: tuple[int, int]):
 
 def test_all_of_the_nuclear_norm_is_the_mean():
   delta_NxRxC = general()
-  update, stats = groups.merged(Star(eta=100.0), delta_NxRxC)
+  update, stats = merged(Star(eta=100.0), delta_NxRxC)
   np.testing.assert_allclose(update, delta_NxRxC.mean(0), atol=ROUNDED)
   np.testing.assert_allclose(stats['norm_ratio'], 1.0, rtol=1e-6)
 
 
 def test_the_nuclear_norm_of_one_expert_stays():
   delta_NxRxC = general(1)
-  update, _ = groups.merged(Star(), delta_NxRxC)
+  update, _ = merged(Star(), delta_NxRxC)
   norms = [np.linalg.norm(x, 'nuc') for x in (update, delta_NxRxC[0])]
   np.testing.assert_allclose(*norms, rtol=1e-6)
 
 
 def test_flat_spectra_grow():
   delta_RxC = np.eye(8, dtype=np.float32) * np.linspace(1, 1.01, 8, dtype=np.float32)
-  update, stats = groups.merged(Star(eta=40.0), delta_RxC[None])
+  update, stats = merged(Star(eta=40.0), delta_RxC[None])
   assert stats['rank'] == 4  # 3.2 of 8 equal ones
   np.testing.assert_allclose(stats['norm_ratio'], 2**0.5, rtol=1e-2)
   np.testing.assert_allclose(
@@ -59,7 +60,7 @@ def test_rounding_adds_nothing_to_the_nuclear_norm_of_low_rank():
   delta_RxC = np.outer(*(rng.integers(1, 9, size) for size in (300, 200)))
   delta_1xRxC = delta_RxC[None].astype(np.float32)
   for eta in (40.0, 100.0):
-    update, stats = groups.merged(Star(eta=eta), delta_1xRxC)
+    update, stats = merged(Star(eta=eta), delta_1xRxC)
     np.testing.assert_allclose(update, delta_1xRxC[0], rtol=1e-6)
     assert stats['rank'] == 1
 
@@ -67,16 +68,16 @@ def test_rounding_adds_nothing_to_the_nuclear_norm_of_low_rank():
 def test_star_of_unchanged_experts():
   delta_NxRxC = general()
   delta_NxRxC[1] = 0
-  update, stats = groups.merged(Star(), delta_NxRxC)
+  update, stats = merged(Star(), delta_NxRxC)
   np.testing.assert_allclose(update, spectral.star(delta_NxRxC)[0], atol=ROUNDED)
   assert (stats['rank'][1], stats['norm_ratio'][1]) == (0, 0.0)
-  update, stats = groups.merged(Star(), 0 * delta_NxRxC)
+  update, stats = merged(Star(), 0 * delta_NxRxC)
   np.testing.assert_array_equal(update, 0.0)
   assert stats['branch'] == 'zero'
 
 
 def test_a_tie_at_the_cut_is_said():
-  update, stats = groups.merged(Star(), np.eye(8, dtype=np.float32)[None])
+  update, stats = merged(Star(), np.eye(8, dtype=np.float32)[None])
   assert stats['branch'] == 'ill_posed'
   assert np.isfinite(update).all()
 
@@ -84,7 +85,7 @@ def test_a_tie_at_the_cut_is_said():
 @pytest.mark.parametrize('ratio', [0.0, 0.5, 1.0])
 def test_rank_mask_agrees_with_the_oracle(ratio: float):
   delta_NxRxC = general()
-  update, stats = groups.merged(RankMask(rank_ratio=ratio), delta_NxRxC)
+  update, stats = merged(RankMask(rank_ratio=ratio), delta_NxRxC)
   want = spectral.rank_mask(delta_NxRxC, ratio, 0.3)
   np.testing.assert_allclose(update, want, atol=ROUNDED)
   kept = {0.0: 3, 0.5: 4, 1.0: COLS}[ratio]
