@@ -6,6 +6,7 @@ in lower case:
   L  layers in a stack          N  experts            R  rows (output features)
   C  columns (input features)   K  head rank          P  block of the Krylov solver
   M  Krylov basis vectors       T  rank-one terms of a low-rank update (N * K)
+  S  short side of a matrix     B  block of rows along the long side (linalg/short_side)
 
 Weights keep Hugging Face's orientation: a row is one output feature, so a block of
 rows is one contiguous range of bytes.

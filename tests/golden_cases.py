@@ -26,6 +26,7 @@ class Output:
   hyper: Mapping[str, Any]
   file: str
   float32_unstable: tuple[str, ...] = ()
+  ill_posed: tuple[str, ...] = ()
 
   @property
   def label(self) -> str:
@@ -108,6 +109,7 @@ def _case(record: Mapping[str, Any]) -> Case:
         hyper=output['hyper'],
         file=output['file'],
         float32_unstable=tuple(output.get('float32_unstable', ())),
+        ill_posed=tuple(output.get('ill_posed', ())),
       )
       for output in record['outputs']
       if output['status'] == 'ok'
@@ -161,6 +163,12 @@ def _difference(
   if output.method == 'resmerge' and rule == 'resmerge':
     return _matrix_difference(got, want, case.base[name])
   return _ulp_difference(got, want)
+
+
+def spectral_limit(update: np.ndarray, engine: str) -> float:
+  """Of ||got - want|| for a matrix of TSV, ISO-C or ISO-CTS."""
+  relative = 5e-5 if engine == 'own_float64' else 1e-4
+  return float(relative * np.linalg.norm(update) + 1e-7 * np.sqrt(update.size))
 
 
 def _bf16_difference(got: np.ndarray, want: np.ndarray) -> str:

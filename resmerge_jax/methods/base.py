@@ -191,14 +191,17 @@ def scaled(update: Update, factor: jax.Array | float) -> Update:
 def combination(a_N: jax.Array, delta_NxRxC: TaskVectors) -> LowRank:
   """sum_i a_i D_i."""
   n_rows, n_cols = delta_NxRxC.shape
-  return LowRank(a_N, jnp.zeros(0), jnp.zeros((0, n_rows)), jnp.zeros((0, n_cols)))
+  w_T, u_TxR, v_TxC = (
+    jnp.zeros(shape, jnp.float32) for shape in ((0,), (0, n_rows), (0, n_cols))
+  )
+  return LowRank(a_N, w_T, u_TxR, v_TxC)
 
 
 def apply_update(update: Update, delta_NxRxC: TaskVectors) -> jax.Array:
   """The update as a float32 matrix RxC."""
   if isinstance(update, Dense):
     return update.update_RxC
-  out_RxC = jnp.zeros(delta_NxRxC.shape)
+  out_RxC = jnp.zeros(delta_NxRxC.shape, jnp.float32)  # also where 64 bits are enabled
   for i in range(len(delta_NxRxC)):
     out_RxC += update.a_N[i] * delta_NxRxC[i]
   n_terms = update.w_T.shape[0]

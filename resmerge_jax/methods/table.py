@@ -6,19 +6,26 @@ from typing import Any
 from resmerge_jax.errors import InputError
 from resmerge_jax.methods import (
   breadcrumbs,
+  components,
   dare,
   della,
+  iso,
+  iso_cts,
   layerwise,
   linear,
   model_stock,
   nearswap,
   ram,
+  rank_mask,
   resmerge,
   sce,
   slerp,
   spherical_means,
+  star,
+  svc,
   task_arithmetic,
   ties,
+  tsv,
   warp,
 )
 from resmerge_jax.methods.base import Method, Post
@@ -43,11 +50,18 @@ METHODS: dict[str, Method] = {
     spherical_means.KARCHER,
     model_stock.METHOD,
     warp.METHOD,
+    tsv.METHOD,
+    iso.METHOD,
+    iso_cts.METHOD,
+    star.METHOD,
+    rank_mask.METHOD,
+    components.HEAD_ONLY,
+    components.RESIDUAL_ONLY,
   )
 }
 
 POSTS: dict[str, Post] = {
-  post.name: post for post in (layerwise.LITI, layerwise.LINES, layerwise.HMA)
+  post.name: post for post in (layerwise.LITI, layerwise.LINES, layerwise.HMA, svc.POST)
 }
 
 

@@ -1,0 +1,121 @@
+"""Whole spectra and polar factors from Gram matrices of the short side, in float64.
+
+A Gram matrix squares the condition: a left vector X v / sigma comes out of it with an
+error of about EPS (sigma_1 / sigma)^2. Where that is too much, `Blocks.triangle`
+reduces X to a triangle (QR of one block after the other: Demmel et al., SIAM J. Sci.
+Comput. 34, 2012), whose SVD is as accurate as that of X, whatever its length.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from resmerge_jax.linalg.short_side import Blocks, LongRows, gram
+
+EPS = 2.0**-52
+MAX_ERROR = 1e-6  # estimate above which a Gram matrix must not be used
+RANK = 1e-10  # sigma / sigma_1 up to which a direction counts as missing
+
+
+class Spectrum(NamedTuple):
+  """Leading singular values and right vectors of a matrix X, float64.
+
+  Missing directions have zeros in `v` and `inverse`. `error` estimates the relative
+  error of the left vectors X v inverse (root mean square over those that are there).
+  """
+
+  sigma_M: jax.Array  # descending
+  v_SxM: jax.Array
+  inverse_M: jax.Array  # 1 / sigma
+  error: jax.Array
+
+  @property
+  def complete(self) -> jax.Array:
+    """Whether no direction is missing."""
+    return (self.inverse_M > 0).all()
+
+  @property
+  def to_left(self) -> jax.Array:
+    """SxM: X times it are the left vectors."""
+    return self.v_SxM * self.inverse_M[..., None, :]
+
+  @property
+  def inverse_root(self) -> jax.Array:
+    """(X^T X)^(-1/2), if all M = S directions were asked for: X times it is polar(X).
+
+    Missing directions are left out, which gives the polar factor of least norm.
+    """
+    return self.to_left @ self.v_SxM.T
+
+
+def spectrum(
+  gram_SxS: jax.Array,
+  exact: Callable[[], jax.Array],
+  count: int,
+  *,
+  top: jax.Array | None = None,
+  missing: jax.Array | float = RANK,
+) -> Spectrum:
+  """The `count` leading directions of X from X^T X, or by SVD where it is too coarse.
+
+  Of `gram` only the lower triangle is read. `exact()` is X or a triangle of it. `top`
+  is the size at which X was rounded, where that is not its own sigma_1. Directions up
+  to `missing` times it are missing ones.
+  """
+  lambda_S, v_SxS = jnp.linalg.eigh(gram_SxS, symmetrize_input=False)
+  sigma_S = jnp.sqrt(jnp.maximum(lambda_S[::-1], 0.0))
+  top = sigma_S[0] if top is None else top
+  from_gram = sigma_S[:count], v_SxS[:, ::-1][:, :count]
+
+  def by_svd() -> tuple[jax.Array, jax.Array]:
+    _, sigma_S, vt_SxS = jnp.linalg.svd(exact(), full_matrices=False)
+    return sigma_S[:count], vt_SxS[:count].T
+
+  coarse = _error(top, from_gram[0], 2) > MAX_ERROR
+  sigma_M, v_SxM = jax.lax.cond(coarse, by_svd, lambda: from_gram)
+  found_M = sigma_M > missing * top
+  error = _error(top, jnp.where(found_M, sigma_M, jnp.inf), jnp.where(coarse, 1, 2))
+  inverse_M = jnp.where(found_M, 1.0 / jnp.where(found_M, sigma_M, 1.0), 0.0)
+  return Spectrum(sigma_M, v_SxM * found_M, inverse_M, error)
+
+
+def _error(top: jax.Array, sigma_M: jax.Array, power: jax.Array | int) -> jax.Array:
+  """EPS (top / sigma)^power, root mean square; 0 for a matrix of zeros."""
+  if not sigma_M.size:
+    return jnp.float64(0)
+  zero_M = sigma_M == 0
+  ratio_M = jnp.where(zero_M, jnp.inf, top / jnp.where(zero_M, 1.0, sigma_M))
+  error = EPS * jnp.sqrt(jnp.mean(ratio_M ** (2 * power)))
+  return jnp.where(top > 0, error, 0.0)
+
+
+def between_polars(
+  blocks: Blocks,
+  long: LongRows,
+  short_SxM: jax.Array,
+  sigma_M: jax.Array,
+  error: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """polar(P) diag(sigma) polar(Q)^T for P LxM and Q SxM, turned back to RxC.
+
+  `long` makes the rows of P. `error` is the relative error of the columns of P and Q:
+  directions as weak as that are missing. Returns the matrix in float32, an estimate of
+  its relative error, and whether P and Q have full rank.
+  """
+  find = functools.partial(
+    spectrum, count=short_SxM.shape[1], missing=jnp.maximum(RANK, 10 * error)
+  )
+
+  p = find(
+    blocks.sum(lambda x_NxBxS: gram(long(x_NxBxS))), lambda: blocks.triangle(long)
+  )
+  q = find(gram(short_SxM), lambda: short_SxM)
+  polar_SxM = short_SxM @ q.inverse_root
+  k_MxS = p.inverse_root @ (sigma_M[:, None] * polar_SxM.T)
+  update_RxC = blocks.map(lambda x_NxBxS: long(x_NxBxS) @ k_MxS)
+  # An error of the columns grows as these are made orthonormal, by 1 / sigma.
+  growth = sum(jnp.sqrt(jnp.mean(x.inverse_M**2)) for x in (p, q))
+  return update_RxC, error * growth + p.error + q.error, p.complete & q.complete
