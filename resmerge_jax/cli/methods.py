@@ -82,6 +82,8 @@ def in_short(entry: Method | Post) -> list[str]:
 def in_full(entry: Method | Post) -> list[str]:
   """With the whole text on the parameters, their choices and what these cost."""
   lines = [f'{entry.name}  {entry.source}']
+  about = inspect.getmodule(entry.params).__doc__
+  lines += ['', *inspect.cleandoc(about or '').splitlines()]
   for kind in reversed(entry.params.__mro__[:-1]):
     if kind.__doc__ and not kind.__doc__.startswith(f'{kind.__name__}('):
       lines += ['', *inspect.cleandoc(kind.__doc__).splitlines()]

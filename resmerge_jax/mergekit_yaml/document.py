@@ -4,18 +4,17 @@ What cannot be honoured is refused with its key, its value and what to do about 
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from resmerge_jax.errors import InputError
+from resmerge_jax.mergekit_yaml.files import check_tokens, local_folder, output_dtype
 from resmerge_jax.mergekit_yaml.keys import expect, get, refuse
 
 TOP = (
   'merge_method', 'base_model', 'models', 'slices', 'parameters', 'dtype', 'out_dtype',
   'tokenizer_source', 'tokenizer', 'chat_template', 'modules',
 )  # fmt: skip
-DTYPES = ('bfloat16', 'float16', 'float32')
 ONE_SLICE = 'write one slice with a list of values, or filters such as {filter: layers.3., value: 1}'
 
 
@@ -62,8 +61,8 @@ def read_recipe(document: Any) -> Recipe:
   base = None
   if document.get('base_model') is not None:
     base = local_folder(document['base_model'], 'base_model')
-  _check_tokens(document, base)
-  output_dtype, notes = _dtype(document)
+  check_tokens(document, base)
+  dtype, notes = output_dtype(document)
   models, layers, shared = _models(document, base)
   for at, model in enumerate(models):
     if model.path in [other.path for other in models[:at]]:
@@ -81,7 +80,7 @@ def read_recipe(document: Any) -> Recipe:
     models,
     (*shared, Scope('parameters', _parameters(document, 'parameters'))),
     layers,
-    output_dtype,
+    dtype,
     notes,
   )
 
@@ -206,88 +205,3 @@ def _parameters(entry: Mapping[str, Any], where: str) -> Mapping[str, Any]:
   if not isinstance(found, Mapping):
     raise InputError(f'{where}: got {found!r} as parameters, expected names and values')
   return found
-
-
-def local_folder(value: Any, where: str) -> str:
-  """The folder that a reference to a model names; relative to the working directory.
-
-  Raises:
-    InputError: it names a LoRA, a revision or a model of the hub, or nothing at all.
-  """
-  if not isinstance(value, str):
-    raise InputError(
-      f'{where}: got {value!r}, expected the folder of a model',
-      fix='write - model: path/to/folder',
-    )
-  if '+' in value:
-    raise refuse(
-      where,
-      value,
-      'in mergekit the part after + is a LoRA, which is not applied here',
-      'merge it into its model first (PeftModel.merge_and_unload), or rename the folder',
-    )
-  path = pathlib.Path(value).expanduser()
-  if not path.is_dir():
-    raise refuse(
-      where,
-      value,
-      'there is no such folder, and models of the hub are not fetched here',
-      f'fetch it first (hf download {value.partition("@")[0]} --local-dir FOLDER) and '
-      'write FOLDER',
-    )
-  return str(path)
-
-
-def _dtype(document: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-  """The dtype to write, and notes."""
-  names = {}
-  for key in ('dtype', 'out_dtype'):
-    if document.get(key) is not None:
-      names[key] = get(document, key, str).removeprefix('torch.')
-      if names[key] not in DTYPES:
-        raise refuse(
-          key,
-          document[key],
-          'such weights are not written here',
-          f'use one of {", ".join(DTYPES)}',
-        )
-  notes: tuple[str, ...] = ()
-  if names.get('dtype', 'float32') != 'float32':
-    notes = (
-      f'dtype {names["dtype"]}: mergekit computes in it; here weights are read as they '
-      'are stored, computed with in float32 and rounded once',
-    )
-  return names.get('out_dtype', names.get('dtype', 'base')), notes
-
-
-def _check_tokens(document: Mapping[str, Any], base: str | None) -> None:
-  """The output gets the base's tokenizer files and its chat template."""
-  tokenizer = document.get('tokenizer') or {}
-  expect(tokenizer, 'tokenizer', ('source', 'tokens', 'pad_to_multiple_of'))
-  fix = 'remove it, merge, and change the tokenizer of the output'
-  for key in ('tokens', 'pad_to_multiple_of'):
-    if tokenizer.get(key) is not None:
-      raise refuse(
-        f'tokenizer.{key}', tokenizer[key], 'vocabularies are not rebuilt here', fix
-      )
-  given = {'tokenizer_source': document.get('tokenizer_source')}
-  if document.get('tokenizer') is not None:
-    given['tokenizer.source'] = tokenizer.get('source', 'union')
-  for key, value in given.items():
-    if value in (None, 'base'):
-      continue
-    if value == 'union' or local_folder(value, key) != base:
-      raise refuse(
-        key,
-        value,
-        "the output has the base's tokenizer; other vocabularies are not matched "
-        'token by token here',
-        'write base',
-      )
-  if document.get('chat_template') is not None:
-    raise refuse(
-      'chat_template',
-      document['chat_template'],
-      "the output has the base's chat template",
-      fix,
-    )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from resmerge_jax.errors import InputError
-from resmerge_jax.plan.rules import LAYER, SCOPES, Rule, layer_of
+from resmerge_jax.plan.rules import LAYER, Rule, layer_of
 
 Matched = frozenset[str]  # the filters that are part of a name
 Place = tuple[Matched, int | None]  # and the number of its decoder layer, if any
@@ -77,9 +77,12 @@ def _block(matched: Matched, wanted: Mapping[Place, Outcome]) -> Block:
 
 def rules_for(
   blocks: Sequence[Block], filters: Sequence[str], method: str, default: Outcome
-) -> tuple[Rule, ...]:
-  """The table; a rule says only what differs from `default`, the merge's own."""
-  rules = [SCOPES['all'][0]]  # integers and booleans
+) -> list[tuple[Rule, Outcome]]:
+  """The table, with what each rule stands for.
+
+  A rule says only what differs from `default`, the merge's own.
+  """
+  rules = []
   outcomes = [o for b in blocks for o in (*b.by_layer.values(), b.rest)]
   for block in blocks:
     texts = [text for text in filters if text in block.matched]
@@ -88,16 +91,15 @@ def rules_for(
       groups.setdefault(outcome, []).append(layer)
     for outcome, layers in (*groups.items(), (block.rest, None)):
       differs = outcome.fields != default.fields
-      rules.append(
-        Rule(
-          pattern(texts, layers),
-          'method',
-          _why(texts, layers, outcome, outcomes),
-          method=(method, dict(outcome.fields)) if differs else None,
-          weights=outcome.weights if outcome.weights != default.weights else None,
-        )
+      rule = Rule(
+        pattern(texts, layers),
+        'method',
+        _why(texts, layers, outcome, outcomes),
+        method=(method, dict(outcome.fields)) if differs else None,
+        weights=outcome.weights if outcome.weights != default.weights else None,
       )
-  return tuple(rules)
+      rules.append((rule, outcome))
+  return rules
 
 
 def pattern(texts: Sequence[str], layers: Sequence[int] | None) -> str:
@@ -135,20 +137,17 @@ def _text(value: Any) -> str:
 
 
 def check_rules(
-  rules: Sequence[Rule], blocks: Sequence[Block], wanted: Mapping[str, Place]
+  rules: Sequence[tuple[Rule, Outcome]], wanted: Mapping[str, Outcome]
 ) -> None:
   """Raises InputError for names that the regular expressions put elsewhere.
 
   Which are names of two lists of blocks, one inside the other.
   """
-  flat = [o for b in blocks for o in (*dict.fromkeys(b.by_layer.values()), b.rest)]
-  wrong = []
-  for name, place in wanted.items():
-    at = next(
-      i for i, rule in enumerate(rules[1:]) if re.search(rule.match, name, re.I)
-    )
-    if flat[at] != _first(blocks, place):
-      wrong.append(name)
+  wrong = [
+    name
+    for name, outcome in wanted.items()
+    if next(o for r, o in rules if re.search(r.match, name, re.I)) != outcome
+  ]
   if wrong:
     raise InputError(
       'parameters: filters and layers of these tensors cannot be told apart',

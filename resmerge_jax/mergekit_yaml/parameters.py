@@ -7,7 +7,7 @@ from resmerge_jax.config import did_you_mean
 from resmerge_jax.errors import InputError
 from resmerge_jax.mergekit_yaml.document import Model, Recipe, Scope
 from resmerge_jax.mergekit_yaml.keys import refuse
-from resmerge_jax.mergekit_yaml.settings import Scalar, Setting, at_depth, read_setting
+from resmerge_jax.mergekit_yaml.settings import Scalar, Setting, read_setting
 from resmerge_jax.mergekit_yaml.table import MEMORY, Kit, Parameter
 
 Gradient = tuple[Scalar, ...]
@@ -135,25 +135,15 @@ def value_for(chain: Sequence[Setting], matched: frozenset[str], what: str) -> G
   """The values for a name that holds the filters `matched`: the first place with any.
 
   Raises:
-    InputError: no place has one.
+    InputError: no place has one for `what`.
   """
   for setting in chain:
     values = setting.values_for(matched)
     if values is not None:
       return values
   raise InputError(
-    f'{what}: no value'
-    + (
-      f' for tensors with {", ".join(sorted(matched))} in their name' if matched else ''
-    ),
+    f'no {what}',
     why='mergekit has no default for it',
     fix='give it to each model, or in the parameters at the top; a list of filters '
     'ends with - value: NUMBER for all other tensors',
   )
-
-
-def value_at(
-  chain: Sequence[Setting], matched: frozenset[str], what: str, t: float
-) -> Scalar:
-  """The value at depth t."""
-  return at_depth(value_for(chain, matched, what), t)

@@ -32,6 +32,7 @@ class Kit:
   `shared` parameters have one value per tensor, those of `per_model` one per model
   (of which all but `weight` must agree here). `fields(values, has_base)`: the
   parameters of our method. `divides`: whether weights that sum to zero are refused.
+  `note`: where the same method gives other numbers there.
   """
 
   ours: str
@@ -41,6 +42,7 @@ class Kit:
   per_model: Mapping[str, Parameter] = dataclasses.field(default_factory=dict)
   n_experts: int | None = None
   divides: Callable[[Values], bool] = lambda values: False  # noqa: ARG005
+  note: str = ''
 
   @property
   def parameters(self) -> dict[str, Parameter]:
@@ -53,7 +55,10 @@ MEMORY = {
   )
 }
 WEIGHT = {'weight': Parameter()}
-NO_NORMALIZE = 'DARE of mergekit sums here; divide the weights by their sum instead'
+NO_NORMALIZE = 'what is left of the experts is summed here'
+AVERAGES = 'what agrees with the elected sign is averaged here'
+RESCALES = 'what is dropped is made up for here'
+NO_RESCALE = 'what is trimmed is not made up for here'
 NO_TRIM = 'task_arithmetic trims nothing; mergekit reads and ignores it as well'
 
 
@@ -81,16 +86,32 @@ def _dare(values: Values, has_base: bool) -> dict[str, Any]:  # noqa: ARG001
   }
 
 
+def _elect(elect: bool) -> Callable[[Values, bool], dict[str, Any]]:
+  def fields(values: Values, has_base: bool) -> dict[str, Any]:  # noqa: ARG001
+    own = {k: v for k, v in values.items() if k in ('density', 'epsilon', 'gamma')}
+    return {**own, 'elect': elect, 'scale': values['lambda']}
+
+  return fields
+
+
 def _normalizes(values: Values) -> bool:
   return bool(values['normalize'])
 
 
+def _flag(default: bool, why: str) -> Parameter:
+  """A flag that can only be what it is by default."""
+  return Parameter('flag', default, only=default, why=why)
+
+
 _DENSITY = Parameter(default=1.0)
-_RANDOM = _sparse(
-  Parameter('flag', False, only=False, why=NO_NORMALIZE),
-  Parameter('flag', True, only=True, why='what is dropped is made up for here'),
+_RANDOM = _sparse(_flag(False, NO_NORMALIZE), _flag(True, RESCALES), density=_DENSITY)
+_CRUMBS = _sparse(
+  _flag(False, NO_NORMALIZE),
+  _flag(False, NO_RESCALE),
   density=_DENSITY,
+  gamma=Parameter(default=0.01),
 )
+_EPSILON = Parameter(default=0.15)
 
 KITS: dict[str, Kit] = {
   'linear': Kit(
@@ -124,12 +145,45 @@ KITS: dict[str, Kit] = {
     },
     **_sparse(
       Parameter('flag', True),
-      Parameter('flag', False, only=False, why='TIES rescales nothing here'),
+      _flag(False, NO_RESCALE),
       density=_DENSITY,
     ),
   ),
   'dare_linear': Kit('dare', _dare, **_RANDOM),
   'dare_ties': Kit('dare_ties', _dare, **_RANDOM),
+  'della': Kit(
+    'della',
+    _elect(True),
+    **_sparse(
+      _flag(True, AVERAGES), _flag(True, RESCALES), density=_DENSITY, epsilon=_EPSILON
+    ),
+  ),
+  'della_linear': Kit(
+    'della',
+    _elect(False),
+    **_sparse(
+      _flag(False, NO_NORMALIZE),
+      _flag(True, RESCALES),
+      density=_DENSITY,
+      epsilon=_EPSILON,
+    ),
+  ),
+  'breadcrumbs': Kit('breadcrumbs', _elect(False), **_CRUMBS),
+  'breadcrumbs_ties': Kit('breadcrumbs', _elect(True), **_CRUMBS),
+  'sce': Kit(
+    'sce',
+    lambda values, has_base: {'select': values['select_topk']},  # noqa: ARG005
+    shared={'select_topk': Parameter(default=1.0)},
+    note='sce: experts count by their mean squares; mergekit counts them alike where '
+    'these sum to less than 1e-6, as most updates do',
+  ),
+  'nearswap': Kit(
+    'nearswap',
+    lambda values, has_base: {'t': values['t']},  # noqa: ARG005
+    shared={'t': Parameter()},
+    n_experts=1,
+    note='nearswap: entries move by t; in mergekit by less where t is below 1e-6',
+  ),
   'slerp': Kit(
     'slerp',
     lambda values, has_base: {'t': values['t'], 'on': 'weights'},  # noqa: ARG005
@@ -146,9 +200,7 @@ KITS: dict[str, Kit] = {
     role='may be subtracted',
     shared={
       'nuslerp_flatten': Parameter('flag', True),
-      'nuslerp_row_wise': Parameter(
-        'flag', False, only=False, why='angles are per tensor or per row here'
-      ),
+      'nuslerp_row_wise': _flag(False, 'angles are per tensor or per row here'),
     },
     per_model=WEIGHT,
     n_experts=2,
@@ -157,9 +209,7 @@ KITS: dict[str, Kit] = {
     'multislerp',
     lambda values, has_base: {},  # noqa: ARG005
     shared={
-      'normalize_weights': Parameter(
-        'flag', True, only=True, why='weights are divided by their sum here'
-      ),
+      'normalize_weights': _flag(True, 'weights are divided by their sum here'),
       'eps': Parameter(
         default=1e-8, only=1e-8, why='vectors of norm zero are told apart exactly here'
       ),

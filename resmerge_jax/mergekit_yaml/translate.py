@@ -1,5 +1,6 @@
 """A mergekit configuration as the fields of a MergeConfig."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -7,8 +8,8 @@ from resmerge_jax.errors import InputError
 from resmerge_jax.mergekit_yaml.document import Model, Recipe, Scope, read_recipe
 from resmerge_jax.mergekit_yaml.keys import refuse
 from resmerge_jax.mergekit_yaml.outcomes import (
-  Matched,
   Outcome,
+  Place,
   blocks_for,
   check_rules,
   place_of,
@@ -18,8 +19,9 @@ from resmerge_jax.mergekit_yaml.parameters import Bound, bind, value_for
 from resmerge_jax.mergekit_yaml.settings import Scalar, at_depth
 from resmerge_jax.mergekit_yaml.table import KITS, Kit
 from resmerge_jax.methods.table import METHODS
-from resmerge_jax.plan.rules import layer_of
+from resmerge_jax.plan.rules import SCOPES, layer_of, weights_at
 
+COPIED = SCOPES['all'][0]  # integers and booleans
 NEARLY_ZERO = 1e-6  # sum of weights that a merge would be divided by
 
 
@@ -49,27 +51,25 @@ def translate(document: Any, names_in: Callable[[str], Sequence[str]]) -> Transl
   n_layers = 1 + max((at for n in names if (at := layer_of(n)) is not None), default=-1)
   _check_layers(recipe, n_layers, bound)
 
+  merge = _Merge(kit, experts, bound, n_layers, recipe.base is not None)
   places = {name: place_of(name, bound.filters) for name in names}
   examples = {place: name for name, place in reversed(places.items())}
-  wanted = {
-    place: _outcome(
-      place[0], place[1], n_layers, bound, kit, experts, bool(recipe.base), name
-    )
-    for place, name in examples.items()
-  }
+  wanted = {place: merge.outcome(place, name) for place, name in examples.items()}
   blocks = blocks_for(wanted, bound.filters)
   default = blocks[-1].rest
   rules = rules_for(blocks, bound.filters, kit.ours, default)
-  check_rules(rules, blocks, places)
+  check_rules(rules, {name: wanted[place] for name, place in places.items()})
   values = {
     'base': base,
     'experts': [expert.path for expert in experts],
     'method': {'name': kit.ours, **dict(default.fields)},
-    'rules': rules,
+    'rules': (COPIED, *(rule for rule, _ in rules)),
     'weights': default.weights,
     'output_dtype': recipe.output_dtype,
   }
-  return Translation(values, (*recipe.notes, *bound.notes))
+  return Translation(
+    values, (*recipe.notes, *bound.notes, *([kit.note] if kit.note else []))
+  )
 
 
 def _kit(method: str) -> Kit:
@@ -137,40 +137,46 @@ def _check_layers(recipe: Recipe, n_layers: int, bound: Bound) -> None:
     )
 
 
-def _outcome(
-  matched: Matched,
-  layer: int | None,
-  n_layers: int,
-  bound: Bound,
-  kit: Kit,
-  experts: Sequence[Model],
-  has_base: bool,
-  name: str,
-) -> Outcome:
-  """What tensors like `name` get. Outside the layers gradients are at their start."""
-  t = 0.0 if layer is None else 1.0 if n_layers == 1 else layer / (n_layers - 1)
-  values: dict[str, Scalar] = {
-    key: at_depth(value_for(chain, matched, f'{key} of {name}'), t)
-    for key, chain in bound.shared.items()
-  }
-  weights = None
-  for key, chains in bound.per_model.items():
-    gradients = [
-      value_for(chain, matched, f'{key} of {expert.path} for {name}')
-      for chain, expert in zip(chains, experts, strict=True)
-    ]
-    now = [at_depth(gradient, t) for gradient in gradients]
-    if key == 'weight':
-      _check_sum(now, kit, values, name)
-      inside = layer is not None and n_layers > 1
-      weights = tuple(
-        gradient if inside and len(set(gradient)) > 1 else number
-        for gradient, number in zip(gradients, now, strict=True)
-      )
-    else:
-      values[key] = _same(key, now, experts, name)
-  said = tuple(values.items()) + (() if weights is None else (('weight', weights),))
-  return Outcome(tuple(kit.fields(values, has_base).items()), weights, said)
+@dataclasses.dataclass(frozen=True)
+class _Merge:
+  """What decides over tensors."""
+
+  kit: Kit
+  experts: Sequence[Model]
+  bound: Bound
+  n_layers: int
+  has_base: bool
+
+  def outcome(self, place: Place, name: str) -> Outcome:
+    """What tensors of this place, such as `name`, get.
+
+    Outside the layers gradients are at their start, for what follows the last layer too.
+    """
+    matched, layer = place
+    first = 0.0 if self.n_layers > 1 else 1.0  # mergekit's depth of an only layer
+    t = 0.0 if layer is None else layer / (self.n_layers - 1) if layer else first
+    values: dict[str, Scalar] = {
+      key: at_depth(value_for(chain, matched, f'{key} of {name}'), t)
+      for key, chain in self.bound.shared.items()
+    }
+    weights: tuple[Any, ...] | None = None
+    for key, chains in self.bound.per_model.items():
+      gradients = [
+        value_for(chain, matched, f'{key} of {expert.path} for {name}')
+        for chain, expert in zip(chains, self.experts, strict=True)
+      ]
+      now = [at_depth(gradient, t) for gradient in gradients]
+      if key != 'weight':
+        values[key] = _same(key, now, self.experts, name)
+        continue
+      weights = tuple(now)
+      if layer is not None and self.n_layers > 1:
+        weights = tuple(g if len(set(g)) > 1 else g[0] for g in gradients)
+    if weights is not None:
+      _check_sum(weights, t, self.kit, values, name)
+    said = tuple(values.items()) + (() if weights is None else (('weight', weights),))
+    fields = self.kit.fields(values, self.has_base)
+    return Outcome(tuple(fields.items()), weights, said)
 
 
 def _same(
@@ -188,11 +194,12 @@ def _same(
 
 
 def _check_sum(
-  weights: Sequence[Scalar], kit: Kit, values: Mapping[str, Scalar], name: str
+  weights: tuple[Any, ...], t: float, kit: Kit, values: Mapping[str, Scalar], name: str
 ) -> None:
-  if kit.divides(values) and abs(sum(weights)) < NEARLY_ZERO:
+  now = weights_at(weights, t)
+  if kit.divides(values) and abs(sum(now)) < NEARLY_ZERO:
     raise InputError(
-      f'weight: {", ".join(f"{w:g}" for w in weights)} sum to zero for {name}, and the '
+      f'weight: {", ".join(f"{w:g}" for w in now)} sum to zero for {name}, and the '
       'merge is divided by their sum',
       fix='change the weights, or write normalize: false where the method has it',
     )
