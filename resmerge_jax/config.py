@@ -79,6 +79,12 @@ class MergeConfig:
     if self.weights is not None:
       object.__setattr__(self, 'weights', as_weights(self.weights))
 
+  @property
+  def on_host(self) -> bool:
+    """Whether the host's CPUs compute although there may be accelerators."""
+    assert self.rules is not None
+    return on_host(self.method, self.rules, self.post)
+
 
 def merge_rules(rules: Sequence[Any] | None, method: Any) -> tuple[Rule, ...]:
   """The table of rules, with the parameters of methods that rules name."""
@@ -137,9 +143,19 @@ def choose(
     whole = method_of(params).whole_matrix(params) or any(
       POSTS[name].whole_matrix for name, p in posts if p in post
     )
-    return Chosen(params, post, whole)
+    return Chosen(params, post, whole, len(method_of(params).scans(params)))
 
   return chosen
+
+
+def on_host(
+  method: Any, rules: Sequence[Rule], posts: Sequence[tuple[str, Any]]
+) -> bool:
+  """Whether something needs float64, which accelerators lack: CPUs compute then."""
+  methods = [method, *(rule.method[1] for rule in rules if rule.method)]
+  return any(method_of(params).float64 for params in methods) or any(
+    POSTS[name].float64 for name, _ in posts
+  )
 
 
 def parse_mesh(mesh: Any) -> tuple[int, int]:
@@ -202,6 +218,10 @@ def check_experts(
         f'{name}: got {len(values)} for {n_experts} experts',
         fix='give one per expert, in the order of the experts, or none',
       )
+  if expected := method_of(method).expects(method, n_experts):
+    raise InputError(
+      f'method {method_of(method).name}: got {n_experts} experts, expected {expected}'
+    )
   if weights is None:
     return
   weights = as_weights(weights)

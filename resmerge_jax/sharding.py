@@ -49,16 +49,19 @@ def merge_devices(
   mesh_shape: tuple[int, int] | None = None,
   devices: Sequence[jax.Device] | None = None,
   own: bool = False,
+  host: bool = False,
 ) -> tuple[jax.Device, ...]:
   """All devices of all processes, or `devices`; a mesh that the user sets must fit them.
 
-  `own`: those of this process alone.
+  `own`: those of this process alone. `host`: CPUs, whatever else there is.
 
   Raises:
     InputError: it needs more devices than there are, or some TPUs of several.
   """
   if devices is None:
     devices = jax.local_devices() if own else jax.devices()
+    if host and devices[0].platform != 'cpu':
+      devices = jax.local_devices(backend='cpu') if own else jax.devices('cpu')
   devices = tuple(devices)
   if mesh_shape and math.prod(mesh_shape) > len(devices):
     raise InputError(

@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+from typing import Any
 
 import jax
 import ml_dtypes
@@ -13,14 +14,8 @@ from resmerge_jax.linalg.krylov import THIN, block_size
 from resmerge_jax.methods.base import Context
 from resmerge_jax.methods.resmerge import ResMerge
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
-from resmerge_jax.pipeline.kernels import (
-  Kernel,
-  KernelSpec,
-  Merged,
-  as_bits,
-  compile_kernel,
-  random_start,
-)
+from resmerge_jax.pipeline.kernel_spec import KernelSpec, as_bits
+from resmerge_jax.pipeline.kernels import Kernel, Merged, compile_kernel, random_start
 from resmerge_jax.sharding import AXES, MIN_ROWS, mesh_for, padded
 from tests.methods.groups import context
 
@@ -57,12 +52,17 @@ def compiled(spec: KernelSpec, n_devices: int) -> Kernel:
 
 
 def merged(spec: KernelSpec, n_devices: int) -> Merged:
-  """The step's result on the host; its input is padded with zeros as the plan says."""
+  """The step's result on the host."""
   kernel = compiled(spec, n_devices)
+  return jax.device_get(kernel.run(*on_devices(spec, kernel), None))
+
+
+def on_devices(spec: KernelSpec, kernel: Kernel) -> list[Any]:
+  """The step's arguments; its input is padded with zeros as the plan says."""
   layers, rows, _ = kernel.shape
   add = [(0, layers - spec.layers)], [(0, rows - spec.rows), (0, 0)]
   base, experts = stored(spec.layers, spec.rows, spec.cols)
-  arguments = [
+  return [
     jax.device_put(as_bits(np.pad(base, add[0] + add[1])), kernel.base),
     jax.device_put(
       as_bits(np.pad(experts, [*add[0], (0, 0), *add[1]])), kernel.experts
@@ -70,7 +70,6 @@ def merged(spec: KernelSpec, n_devices: int) -> Merged:
     jax.device_put(contexts(layers), kernel.layer),
     jax.device_put(random_start(0, spec.start_shape), kernel.whole),
   ]
-  return jax.device_get(kernel.run(*arguments, None))
 
 
 def contexts(layers: int) -> Context:
@@ -161,6 +160,25 @@ def test_padding_does_not_leak(spec: KernelSpec, n_devices: int, grid: tuple[int
     assert np.isfinite(value).all(), name
   for sum_L in (got.sums.delta_sq_LxN, got.sums.update_sq_L, got.sums.loss_sq_L):
     assert not sum_L[spec.layers : layers].any()
+
+
+@pytest.mark.parametrize(
+  ('spec', 'n_devices', 'grid'), [LAYERS_SPLIT[0], ROWS_SPLIT[0]]
+)
+def test_a_step_moves_nothing_between_host_and_devices(
+  spec: KernelSpec, n_devices: int, grid: tuple[int, int]
+):
+  del grid
+  kernel = compiled(spec, n_devices)
+  arguments = on_devices(spec, kernel)
+  with jax.transfer_guard('disallow_explicit'):
+    jax.block_until_ready(kernel.run(*arguments, None))
+    with pytest.raises(jax.errors.JaxRuntimeError, match='Disallowed host-to-device'):
+      jax.device_put(np.ones(1))  # the guard is on
+  text = kernel.run.as_text()
+  for trip in ('callback', 'infeed', 'outfeed', 'send', 'recv'):
+    assert f'{trip}(' not in text
+    assert f'custom_call_target="xla_python_{trip}' not in text
 
 
 def collectives(kernel: Kernel) -> list[tuple[str, int, str]]:

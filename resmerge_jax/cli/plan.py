@@ -41,7 +41,7 @@ from resmerge_jax.pipeline.ahead_report import ahead_json, describe_ahead
 from resmerge_jax.pipeline.merge import plan_for, prepare
 from resmerge_jax.pipeline.topology import topology_devices
 from resmerge_jax.plan.plan import MergePlan
-from resmerge_jax.plan.report import describe_plan
+from resmerge_jax.plan.report import describe_plan, describe_weights
 from resmerge_jax.synthetic import SHAPES
 
 if TYPE_CHECKING:
@@ -71,6 +71,9 @@ def main(argv: list[str]) -> None:
   as_json = flags.FLAGS.json
   if not as_json:
     print('\n'.join(describe_plan(plan, group, config.output_dtype)))
+    if config.weights or any(rule.weights for rule in plan.table):
+      weights = config.weights or (1.0,) * len(group.experts)
+      print('\n'.join(describe_weights(plan, group, weights)))
     for note in notes:
       print(f'note: {note}')
   ahead = _compiled(plan, devices) if devices else None

@@ -120,13 +120,14 @@ class Scan:
 class Method:
   """One entry of the table of methods.
 
-  `head_rank(params)` is the number of leading triplets per expert that `merge`
-  wants (0: none; the pipeline then computes no head). `branches` names the integer
-  codes of the record's `branch`. `whole_matrix(params)` is False where each row of the
-  result depends on that row alone (and on what `scans(params)` found), so that
-  matrices may go through in row blocks. `float64` methods are traced with 64-bit types
-  enabled and run on CPU. `outside(params, N)`: parameters for the tensors that the
-  method does not get (None: the mean of the updates). `gets`: which tensors the method gets if the user has no rules of his own.
+  `head_rank(params)` is the number of leading triplets per expert that `merge` wants (0:
+  none; the pipeline then computes no head). `branches` names the integer codes of the
+  record's `branch`. `whole_matrix(params)` is False where each row of the result
+  depends on that row alone (and on what `scans(params)` found), so that matrices may go
+  through in row blocks. `float64` methods are traced with 64-bit types enabled and run
+  on CPU. `gets`: which tensors the method gets if the user has no rules of his own;
+  `outside(params, N)`: parameters for the others (None: the mean of the updates).
+  `expects(params, N)`: what it wants instead of N experts, None if N suits it.
   """
 
   name: str
@@ -141,6 +142,7 @@ class Method:
   scans: Callable[[Any], tuple[Scan, ...]] = lambda params: ()  # noqa: ARG005
   gets: Callable[[Any], Scope] = lambda params: 'all'  # noqa: ARG005
   outside: Callable[[Any, int], Any] = lambda params, n: None  # noqa: ARG005
+  expects: Callable[[Any, int], str | None] = lambda params, n: None  # noqa: ARG005
 
 
 class PostFn(Protocol):

@@ -14,7 +14,8 @@ from resmerge_jax.linalg.krylov import MAX_CYCLES, MAX_STEPS, MIN_STEPS, THIN
 from resmerge_jax.methods.table import method_of
 from resmerge_jax.pipeline.chips import Chip, chip_of
 from resmerge_jax.pipeline.hlo import Collective, collectives
-from resmerge_jax.pipeline.kernels import KernelSpec, compile_kernel, step_spec
+from resmerge_jax.pipeline.kernel_spec import KernelSpec, step_spec
+from resmerge_jax.pipeline.kernels import compile_kernel
 from resmerge_jax.pipeline.loop import COMPILE_THREADS
 from resmerge_jax.plan.accelerators import Accelerators
 from resmerge_jax.plan.plan import MergePlan

@@ -10,7 +10,7 @@ import numpy as np
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.methods.base import Context
 from resmerge_jax.plan.plan import MergePlan
-from resmerge_jax.plan.rules import depth_of, layer_of, weights_at
+from resmerge_jax.plan.rules import depth_of, layer_count, layer_of, weights_at
 from resmerge_jax.plan.stacks import Step
 
 Found = Mapping[str, Mapping[str, np.ndarray]]  # tensor name -> what scans found
@@ -31,7 +31,7 @@ def step_context(
     weights: of the merge, per expert; a rule's own replace them.
     found: of every tensor of the step, or nothing.
   """
-  n_layers = layer_count(group)
+  n_layers = layer_count(group.names)
   names = [*step.names, *step.names[:1] * (layers - len(step.names))]
   present = np.ones(len(weights), np.float32)
   if group.vocab == 'pad':  # experts without these rows have no say in them
@@ -57,18 +57,6 @@ def step_context(
     },
   }
   return Context(**arrays)
-
-
-def layer_count(group: ExpertGroup) -> int:
-  """Decoder layers of the model, by the names of its tensors."""
-  return _layer_count(group.names)
-
-
-@functools.lru_cache(maxsize=8)
-def _layer_count(names: tuple[str, ...]) -> int:
-  return 1 + max(
-    (at for name in names if (at := layer_of(name)) is not None), default=-1
-  )
 
 
 @functools.lru_cache(maxsize=4096)

@@ -11,7 +11,8 @@ from resmerge_jax.linalg.exact import host_head
 from resmerge_jax.linalg.krylov import MAX_ERROR, Head
 from resmerge_jax.methods.base import Context
 from resmerge_jax.pipeline.fetched import Fetched, Piece, fetch
-from resmerge_jax.pipeline.kernels import KernelSpec, as_bits, compile_kernel
+from resmerge_jax.pipeline.kernel_spec import KernelSpec, as_bits
+from resmerge_jax.pipeline.kernels import compile_kernel
 from resmerge_jax.pipeline.staging import Shard
 from resmerge_jax.plan.stacks import Step
 

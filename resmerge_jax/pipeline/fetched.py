@@ -7,7 +7,8 @@ import jax
 import numpy as np
 
 from resmerge_jax.linalg.krylov import Head
-from resmerge_jax.pipeline.kernels import Merged, Sums, staged_dtype
+from resmerge_jax.pipeline.kernel_spec import staged_dtype
+from resmerge_jax.pipeline.kernels import Merged, Sums
 from resmerge_jax.plan.stacks import Step
 
 

@@ -12,13 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from resmerge_jax.pipeline.kernels import (
-  Kernel,
-  KernelSpec,
-  as_bits,
-  compile_kernel,
-  random_start,
-)
+from resmerge_jax.pipeline.kernel_spec import KernelSpec, as_bits
+from resmerge_jax.pipeline.kernels import Kernel, compile_kernel, random_start
 from resmerge_jax.pipeline.staging import Staged, Staging, fill, staged
 from resmerge_jax.pipeline.work import Work, computes
 from resmerge_jax.plan.stacks import STAGED, Step

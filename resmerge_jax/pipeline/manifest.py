@@ -73,7 +73,8 @@ def plan_facts(
     'bytes_written': plan.bytes_written,
     'predicted_peak_memory_bytes': plan.peak_memory,
     'devices': collections.Counter(
-      device.device_kind for device in merge_devices(own=config.whole_files)
+      device.device_kind
+      for device in merge_devices(own=config.whole_files, host=config.on_host)
     ),
     'rules': [
       {**dataclasses.asdict(rule), 'tensors': n} for rule, n in plan.rule_counts.items()

@@ -37,6 +37,7 @@ from resmerge_jax.sharding import merge_devices
 from resmerge_jax.writers.check import check_output, resolved
 from resmerge_jax.writers.partial import await_shared, partial_path
 from resmerge_jax.writers.resumable import ResumableWriter, is_bad_input
+from resmerge_jax.writers.scans import SavedScans, to_plain
 from resmerge_jax.writers.verify import bytes_to_verify, load_manifest
 
 
@@ -83,7 +84,7 @@ def plan_for(
   assert config.max_shard_size is None or isinstance(config.max_shard_size, int)
   assert config.memory_budget is None or isinstance(config.memory_budget, int)
   assert not isinstance(config.mesh, str)
-  devices = merge_devices(config.mesh, devices, own=config.whole_files)
+  devices = merge_devices(config.mesh, devices, config.whole_files, config.on_host)
   assert config.rules is not None
   outside = outside_of(config.method, config.outside, len(group.experts))
   plan = make_plan(
@@ -179,7 +180,7 @@ def merge(config: MergeConfig, *, show_progress: bool = False) -> Manifest:
       prepared = prepare(config)  # as any other non-empty output
   with contextlib.ExitStack() as stack:
     writer = _writer(stack, config, prepared, show_progress)
-    records, seconds = _stream(stack, config, prepared, writer, show_progress)
+    records, scans, seconds = _stream(stack, config, prepared, writer, show_progress)
     with together():
       if jax.process_index():
         writer.leave()  # files are complete, and closed
@@ -189,7 +190,7 @@ def merge(config: MergeConfig, *, show_progress: bool = False) -> Manifest:
           if numbers is not None:
             records.restore(step, numbers)
         seconds['until_commit'] = time.perf_counter() - start
-        late = _commit(config, prepared, writer, records, seconds)
+        late = _commit(config, prepared, writer, records, scans, seconds)
   await_shared(writer.output / 'manifest.json')
   content = load_manifest(writer.output)
   notes = (*prepared.notes, *writer.notes)
@@ -204,7 +205,7 @@ def _stream(
   prepared: Prepared,
   writer: ResumableWriter,
   show_progress: bool,
-) -> tuple[Records, dict[str, float]]:
+) -> tuple[Records, SavedScans, dict[str, float]]:
   """Merges all weights; returns once those of all processes are durable."""
   group, plan = prepared.group, prepared.plan
   assert not isinstance(config.mesh, str)
@@ -212,6 +213,8 @@ def _stream(
     stack.enter_context(CheckpointReader(source, states))
     for source, states in zip(group.sources, prepared.states, strict=True)
   ]
+  with together():
+    scans = SavedScans(writer.output, writes=jax.process_index() == 0)
   work = Work(
     plan=plan,
     group=group,
@@ -219,9 +222,10 @@ def _stream(
     sink=writer,
     weights=config.weights or (1.0,) * len(group.experts),
     seed=config.seed,
-    devices=merge_devices(config.mesh, own=config.whole_files),
+    devices=merge_devices(config.mesh, None, config.whole_files, config.on_host),
     mesh_shape=config.mesh,
     finished=writer.finished,
+    scans=scans,
     owners=owners(plan, jax.process_count()) if config.whole_files else None,
   )
   n_bytes = sum(step.nbytes for step in work.steps)
@@ -231,7 +235,7 @@ def _stream(
     records, seconds = stream(work)
     check_unchanged(zip(group.sources, prepared.states, strict=True))
     writer.close_journal()
-  return records, seconds
+  return records, scans, seconds
 
 
 def _commit(
@@ -239,6 +243,7 @@ def _commit(
   prepared: Prepared,
   writer: ResumableWriter,
   records: Records,
+  scans: SavedScans,
   seconds: dict[str, float],
 ) -> list[str]:
   """Gives the output its side files, its manifest and its name; notes for the user."""
@@ -247,6 +252,7 @@ def _commit(
   content = {
     **prepared.facts,
     'warnings': list(warnings),
+    'scans': {key: to_plain(found) for key, found in scans.items()},
     'seconds': {k: round(v, 3) for k, v in seconds.items()},
     'peak_memory_bytes': peak_memory(),
     **checksums(writer, plan.layout, files),

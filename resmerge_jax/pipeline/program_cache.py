@@ -22,7 +22,14 @@ from jax.experimental import serialize_executable
 from resmerge_jax.version import __version__
 
 _folders: list[pathlib.Path] = []  # where programs are kept: none or one
-ARITHMETIC = ('linalg', 'methods', 'pipeline/kernels.py', 'sharding.py', 'types.py')
+ARITHMETIC = (
+  'linalg',
+  'methods',
+  'pipeline/kernels.py',
+  'pipeline/kernel_spec.py',
+  'sharding.py',
+  'types.py',
+)
 
 
 def keep_programs_in(folder: pathlib.Path) -> None:

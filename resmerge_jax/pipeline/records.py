@@ -99,7 +99,7 @@ class Records:
       'zero_fraction': _plain(1 - sums['changed'] / max(sums['size'], 1)),
       'update_norm': update,
       'rounding_loss': sums['loss_sq'] ** 0.5 / update if update else 0.0,
-      **blocks[-1]['stats'],
+      **_joined(blocks),
       **({'identical': self._identical()} if self._equal else {}),
     }
 
@@ -135,6 +135,21 @@ def _head_stats(head: Head | None, layer: int, exact_LxN: np.ndarray) -> dict[st
     'head_error_estimate': _plain(head.error[layer]),
     'certified': _plain(head.certified[layer]),
     'float64_head': _plain(exact_LxN[layer]),
+  }
+
+
+def _joined(blocks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """Stats of a tensor: those of its only block, or means over its entries."""
+  if len(blocks) == 1:
+    return dict(blocks[0]['stats'])
+  sizes = np.array([block['size'] for block in blocks], np.float64)
+  return {
+    key: last
+    if isinstance(last, str)
+    else _plain(
+      np.average([block['stats'][key] for block in blocks], axis=0, weights=sizes)
+    )
+    for key, last in blocks[-1]['stats'].items()
   }
 
 

@@ -1,7 +1,7 @@
 """Reading passes before a merge, for what a method must know beyond one tensor."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,11 @@ from resmerge_jax.checkpoint.model_config import ties_embeddings
 from resmerge_jax.checkpoint.tied_head import find_head
 from resmerge_jax.methods.base import Scan, TensorFacts
 from resmerge_jax.methods.table import method_of
-from resmerge_jax.pipeline.context import Found, layer_count
+from resmerge_jax.pipeline.context import Found
 from resmerge_jax.pipeline.fetched import held_numbers
 from resmerge_jax.pipeline.loop import Done, run_steps
 from resmerge_jax.pipeline.work import Work
-from resmerge_jax.plan.rules import layer_of
+from resmerge_jax.plan.rules import layer_count, layer_of
 from resmerge_jax.plan.stacks import Step
 from resmerge_jax.processes import gathered
 
@@ -25,21 +25,22 @@ Sums = dict[str, dict[str, np.ndarray]]  # tensor name -> sums; '' for the whole
 def run_scans(work: Work, seconds: dict[str, float]) -> dict[Any, Found]:
   """What the scans of every method in the plan find, by the method's parameters.
 
-  Reads the tensors of a method once per scan, also those that an earlier run merged.
+  Reads the tensors of a method once per scan, also those that an earlier run merged,
+  unless `work.scans` has it already.
   """
   found: dict[Any, Found] = {}
   for params in dict.fromkeys(s.stack.chosen.method for s in work.plan.steps):
-    for number, scan in enumerate(method_of(params).scans(params) if params else ()):
-      steps = [s for s in work.plan.steps if _is_scanned(s, params)]
-      names = [name for step in steps for name in step.names]
-      facts = _facts(work.group, dict.fromkeys(names))
-      totals = _measure(
-        dataclasses.replace(work, found=found), steps, number, scan, facts, seconds
-      )
-      of_tensors = scan.finish(totals, facts, params)
-      found[params] = {
-        name: of_tensors.get(name, of_tensors.get('', {})) for name in facts
-      }
+    scans = method_of(params).scans(params) if params else ()
+    steps = [s for s in work.plan.steps if _is_scanned(s, params)] if scans else []
+    facts = _facts(work.group, [name for step in steps for name in step.names])
+    for number, scan in enumerate(scans):
+      key = f'scan {number} of {params!r}'
+      if key not in work.scans:
+        so_far = dataclasses.replace(work, found=found)
+        totals = _measure(so_far, steps, number, scan, facts, seconds)
+        work.scans[key] = scan.finish(totals, facts, params)
+      now = work.scans[key]
+      found[params] = {name: now.get(name, now.get('', {})) for name in facts}
   return found
 
 
@@ -48,8 +49,8 @@ def _is_scanned(step: Step, params: Any) -> bool:
   return step.stack.chosen.method == params and step.present[0]
 
 
-def _facts(group: ExpertGroup, names: Mapping[str, Any]) -> dict[str, TensorFacts]:
-  n_layers = layer_count(group)
+def _facts(group: ExpertGroup, names: Iterable[str]) -> dict[str, TensorFacts]:
+  n_layers = layer_count(group.names)
   is_tied = ties_embeddings(group.base.config) and find_head(group.base) is None
   return {
     name: TensorFacts(

@@ -17,7 +17,7 @@ import numpy as np
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.checkpoint.reader import Reader
 from resmerge_jax.host_float import to_float32
-from resmerge_jax.pipeline.kernels import common_dtype, staged_dtype
+from resmerge_jax.pipeline.kernel_spec import common_dtype, staged_dtype
 from resmerge_jax.plan.stacks import Stack, Step
 from resmerge_jax.types import DTYPES, TensorRef
 

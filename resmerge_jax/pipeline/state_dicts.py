@@ -16,6 +16,7 @@ from resmerge_jax.config import (
   make_method,
   make_posts,
   merge_rules,
+  on_host,
   outside_of,
 )
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
@@ -94,11 +95,12 @@ def merge_state_dicts(
   rest = make_method('task_arithmetic', outside) if outside else None
   rest = outside_of(method_params, rest, len(named))
   # Each of several processes makes all of it: there is no place that they share.
-  devices = merge_devices(own=True)
+  posts, table = make_posts(post), merge_rules(rules, method_params)
+  devices = merge_devices(own=True, host=on_host(method_params, table, posts))
   plan = make_plan(
     group,
-    merge_rules(rules, method_params),
-    choose=choose(method_params, rest, make_posts(post)),
+    table,
+    choose=choose(method_params, rest, posts),
     output_dtype=output_dtype,
     devices=device_facts(devices),
   )

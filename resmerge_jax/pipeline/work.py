@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -12,7 +12,7 @@ from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.checkpoint.reader import Reader
 from resmerge_jax.methods.base import Context
 from resmerge_jax.pipeline.context import Found, step_context
-from resmerge_jax.pipeline.kernels import KernelSpec, step_spec
+from resmerge_jax.pipeline.kernel_spec import KernelSpec, step_spec
 from resmerge_jax.pipeline.staging import Places, places
 from resmerge_jax.plan.plan import MergePlan
 from resmerge_jax.plan.stacks import Step
@@ -42,7 +42,8 @@ class Work:
 
   `finished`: place in the plan -> numbers, of steps that an earlier run wrote.
   `owners`: the process that makes each weight file alone, on `devices` of its own.
-  `found`: what scans found, by the method's parameters.
+  `scans`: results of scans, kept between runs. `found`: the same by the method's
+  parameters and the tensor.
   """
 
   plan: MergePlan
@@ -56,6 +57,7 @@ class Work:
   finished: Mapping[int, Any] = dataclasses.field(default_factory=dict)
   mesh_shape: tuple[int, int] | None = None
   owners: Mapping[str, int] | None = None
+  scans: MutableMapping[str, Found] = dataclasses.field(default_factory=dict)
   found: Mapping[Any, Found] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property

@@ -42,7 +42,7 @@ class MergePlan:
 
   @property
   def bytes_read(self) -> int:
-    return sum(step.nbytes for step in self.steps)
+    return sum(step.nbytes * (1 + step.stack.chosen.scans) for step in self.steps)
 
   @property
   def bytes_written(self) -> int:

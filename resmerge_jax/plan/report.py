@@ -1,12 +1,30 @@
 """The plan as text for people."""
 
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.checkpoint.summary import fold_names, table
 from resmerge_jax.plan.plan import MergePlan
-from resmerge_jax.plan.rules import family_of
+from resmerge_jax.plan.rules import depth_of, family_of, layer_count, weights_at
 from resmerge_jax.sizes import format_size
+
+
+def describe_weights(
+  plan: MergePlan, group: ExpertGroup, weights: Sequence[Any]
+) -> list[str]:
+  """Lines: the weights of the experts as they come out for each tensor."""
+  n_layers = layer_count(group.names)
+  named: dict[tuple[float, ...], list[str]] = {}
+  for name, rule in plan.rules.items():
+    at = weights_at(rule.weights or weights, depth_of(name, n_layers))
+    named.setdefault(tuple(round(w, 6) for w in at), []).append(name)
+  rows = [
+    (', '.join(f'{w:g}' for w in at), ', '.join(p for p, _ in fold_names(names)))
+    for at, names in named.items()
+  ]
+  return ['', 'weights of the experts', *table(rows)]
 
 
 def describe_plan(plan: MergePlan, group: ExpertGroup, output_dtype: str) -> list[str]:
@@ -27,6 +45,11 @@ def describe_plan(plan: MergePlan, group: ExpertGroup, output_dtype: str) -> lis
   families = Counter((family_of(name), plan.rules[name].action) for name in plan.rules)
   lines += ['', 'families']
   lines += table([(str(c), family, act) for (family, act), c in families.items()])
+  how: Counter[str] = Counter()
+  for stack in plan.stacks:
+    how[str(stack.chosen)] += len(stack.names)
+  lines += ['', 'merged by (parameters that are not the defaults)']
+  lines += table([(str(n), text) for text, n in how.items()])
   lines += ['', 'stacks (layers x rows of one step)']
   lines += table(
     [

@@ -4,6 +4,7 @@ Both equal the name rules of the authors' release (case-insensitive substrings).
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -155,6 +156,14 @@ def layer_of(name: str) -> int | None:
   """
   found = re.search(rf'{LAYER}(\d+)\.', name)
   return int(found[1]) if found else None
+
+
+@functools.lru_cache(maxsize=8)
+def layer_count(names: tuple[str, ...]) -> int:
+  """Decoder layers of a model, by the names of its tensors."""
+  return 1 + max(
+    (at for name in names if (at := layer_of(name)) is not None), default=-1
+  )
 
 
 def depth_of(name: str, n_layers: int) -> float:

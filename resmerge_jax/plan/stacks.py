@@ -20,6 +20,9 @@ from resmerge_jax.types import DTYPES, FLOAT_CODES, Family, TensorRef
 STEP_BYTES = 36 * 2**20
 PROCESS_BYTES = 180 * 2**20  # anonymous: the interpreter with JAX and its programs
 DEFAULT_BUDGET = 2 * 2**30
+# Outputs up to this size come from malloc's heap, which keeps what is freed (measured:
+# as much again as three outputs); larger ones have a mapping of their own.
+HEAP_BLOCK_BYTES, FRAGMENTS = 32 * 2**20, 3
 STAGED = 2  # input sets alive: one being read, one being computed
 FLOAT32 = 4
 
@@ -27,12 +30,28 @@ FLOAT32 = 4
 class Chosen(NamedTuple):
   """How a tensor is merged: parameters of a method (None: copied) and of what follows it.
 
-  `whole`: all rows of a matrix must be together.
+  `whole`: all rows of a matrix must be together. `scans`: how often it is read before.
   """
 
   method: Any
   post: tuple[Any, ...] = ()
   whole: bool = False
+  scans: int = 0
+
+  def __str__(self) -> str:
+    """'Ties(keep=0.2) then Liti(eta=0.5)', with what differs from the defaults."""
+    if self.method is None:
+      return 'copied'
+    return ' then '.join(_described(params) for params in (self.method, *self.post))
+
+
+def _described(params: Any) -> str:
+  fields = [
+    f'{field.name}={value!r}'
+    for field in dataclasses.fields(params)
+    if (value := getattr(params, field.name)) != field.default
+  ]
+  return f'{type(params).__name__}({", ".join(fields)})'
 
 
 Choose = Callable[[Rule, TensorRef], Chosen]
@@ -173,7 +192,8 @@ def _parts(
   """
   elements = rows * stack.n_cols
   staged = STAGED * layers * rows * stack.row_bytes
-  out = 2 * layers * elements * DTYPES[stack.out_dtype].itemsize
+  out = layers * elements * DTYPES[stack.out_dtype].itemsize
+  out *= 2 if out > HEAP_BLOCK_BYTES else 2 + FRAGMENTS
   if isinstance(devices, Accelerators):
     n = devices.n_processes
     return math.ceil(staged / n), 0, math.ceil(out / n)

@@ -36,6 +36,16 @@ def sync_file(fd: int) -> None:
   _sync_data(fd)
 
 
+def write_durably(path: pathlib.Path, content: bytes) -> None:
+  """The whole file under its name, or the one that was there; the caller syncs the folder."""
+  part = path.with_name(path.name + '.part')
+  with part.open('wb') as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+  os.rename(part, path)
+
+
 def sync_folder(path: pathlib.Path) -> None:
   """Makes the names in a folder durable."""
   fd = os.open(path, os.O_RDONLY)

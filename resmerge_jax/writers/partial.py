@@ -20,7 +20,7 @@ from resmerge_jax.sizes import format_size
 
 SHARED_S = 60  # for which a network file system may not show what another host made
 GLANCE_S = 0.3  # somebody who looks whether a run lives holds its lock for a moment
-_LOCK, _NEW, _JOURNAL = 'lock', 'new', 'journal-'
+_LOCK, _NEW, _JOURNAL, _SCANS = 'lock', 'new', 'journal-', 'scans.json'
 
 
 def partial_path(output: pathlib.Path) -> pathlib.Path:
@@ -42,6 +42,10 @@ def journal_path(output: pathlib.Path, process: int = 0) -> pathlib.Path:
 def journal_paths(output: pathlib.Path) -> list[pathlib.Path]:
   """Journals of all processes of a run that stopped, that of process 0 first."""
   return sorted(partial_path(output).glob(f'{_JOURNAL}*.jsonl'))
+
+
+def scans_path(output: pathlib.Path) -> pathlib.Path:
+  return partial_path(output) / _SCANS
 
 
 def is_occupied(path: pathlib.Path) -> bool:
@@ -176,7 +180,9 @@ def _put_back(output: pathlib.Path) -> None:
 def _clear(output: pathlib.Path, keep: bool) -> None:
   """Deletes what dead runs left in the partial folder, or all but what can be continued."""
   for entry in partial_path(output).iterdir():
-    if entry.name == _LOCK or (keep and entry.name.startswith((_NEW, _JOURNAL))):
+    if entry.name == _LOCK or (
+      keep and entry.name.startswith((_NEW, _JOURNAL, _SCANS))
+    ):
       continue
     if entry.is_dir():
       shutil.rmtree(entry)

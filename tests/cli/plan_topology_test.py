@@ -16,7 +16,7 @@ from resmerge_jax.pipeline import topology
 from resmerge_jax.pipeline.ahead import CYCLE_STEPS, Program
 from resmerge_jax.pipeline.chips import CHIPS
 from resmerge_jax.pipeline.hlo import Collective
-from resmerge_jax.pipeline.kernels import KernelSpec
+from resmerge_jax.pipeline.kernel_spec import KernelSpec
 from resmerge_jax.plan import accelerators
 from resmerge_jax.sharding import MIN_ROWS
 from resmerge_jax.synthetic import SHAPES, ModelShape

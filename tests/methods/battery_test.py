@@ -11,9 +11,14 @@ import pytest
 
 from resmerge_jax.errors import InputError
 from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.methods.model_stock import ModelStock
+from resmerge_jax.methods.ram import Ram
 from resmerge_jax.methods.resmerge import ResMerge
+from resmerge_jax.methods.slerp import NuSlerp, Slerp
+from resmerge_jax.methods.spherical_means import Karcher, MultiSlerp
 from resmerge_jax.methods.table import METHODS, method_of
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
+from resmerge_jax.methods.warp import Warp
 from tests.methods import groups
 
 N, SIDE = 3, 10  # square, so that transposed matrices share the compiled program
@@ -25,12 +30,62 @@ SETTINGS: dict[str, Any] = {
   'resmerge-head_only': ResMerge(backbone='none'),
   'task_arithmetic': TaskArithmetic(),
   'task_arithmetic-sum': TaskArithmetic(reduce='sum', scale=0.7),
+  'ram': Ram(),
+  'ram-arm': Ram(mode='arm'),
+  'ram-arm-r': Ram(mode='arm-r', rescale=1.2),
+  'ram-arm-ties': Ram(mode='arm-ties'),
+  'ram-arm-unique': Ram(mode='arm-unique', target=1),
+  'slerp': Slerp(),
+  'slerp-task_vectors': Slerp(on='task_vectors'),
+  'nuslerp': NuSlerp(),
+  'nuslerp-weights': NuSlerp(on='weights'),
+  'nuslerp-rows': NuSlerp(flatten=False),
+  'multislerp': MultiSlerp(),
+  'karcher': Karcher(),
+  'model_stock': ModelStock(),
+  'model_stock-rows': ModelStock(filter_wise=True),
+  'warp': Warp(),
+  'warp-tensor': Warp(group='tensor', eta=0.7),
 }
-every_method = pytest.mark.parametrize('name', SETTINGS)
+# Settings that take another number of experts than N.
+EXPERTS = {name: 2 for name in SETTINGS if name.startswith(('slerp', 'nuslerp'))}
+ROWS_ALONE = {
+  'test_transposing_commutes': 'rows are treated one by one',
+  'test_rotating_rows_and_columns_commutes': 'rows are treated one by one',
+}
+ENTRIES = {
+  'test_scaling_all_updates_scales_the_merge': 'the threshold of a change is absolute',
+  'test_rotating_rows_and_columns_commutes': 'entries are treated one by one',
+}
+# What a setting has not, and why: {setting: {test: reason}}.
+LACKS: dict[str, dict[str, str]] = {
+  'ram': ENTRIES,
+  'ram-arm': ENTRIES,
+  'ram-arm-r': ENTRIES,
+  'ram-arm-ties': ENTRIES,
+  'ram-arm-unique': {
+    **ENTRIES,
+    'test_order_of_experts_is_irrelevant': 'one expert is singled out by its place',
+  },
+  'nuslerp-rows': ROWS_ALONE,
+  'model_stock-rows': ROWS_ALONE,
+  'warp': {
+    'test_order_of_experts_is_irrelevant': 'experts join one after the other: three or '
+    'more in another order get other weights, by design of the paper'
+  },
+}
+LACKS['warp-tensor'] = LACKS['warp']
 
 
-def update_of(params: Any, delta_NxRxC: jax.Array, head: Head | None) -> jax.Array:
-  update, _ = groups.merge(params, 'attention', delta_NxRxC, head)
+def every_method(test: Any) -> Any:
+  names = [name for name in SETTINGS if test.__name__ not in LACKS.get(name, {})]
+  return pytest.mark.parametrize('name', names)(test)
+
+
+def update_of(
+  params: Any, delta_NxRxC: jax.Array, head: Head | None, found: groups.Found
+) -> jax.Array:
+  update, _ = groups.merge(params, 'attention', delta_NxRxC, head, found=found)
   return groups.applied(update, delta_NxRxC)
 
 
@@ -44,12 +99,23 @@ def heads_for(name: str, delta_xNxRxC: np.ndarray) -> Head | None:
   return groups.exact_heads(delta_xNxRxC, k) if k else None
 
 
+def given(name: str, delta_NxRxC: np.ndarray) -> tuple:
+  """The arguments of the program: experts, heads, what scans find."""
+  found = groups.found(SETTINGS[name], delta_NxRxC)
+  return delta_NxRxC, heads_for(name, delta_NxRxC), found
+
+
 def merged(name: str, delta_NxRxC: np.ndarray) -> np.ndarray:
-  return np.asarray(program(name)(delta_NxRxC, heads_for(name, delta_NxRxC)))
+  return np.asarray(program(name)(*given(name, delta_NxRxC)))
 
 
-def general(seed: int = 0) -> np.ndarray:
-  return groups.experts(N, SIDE, SIDE, 0.7, seed)
+def general(name: str, seed: int = 0) -> np.ndarray:
+  return groups.experts(EXPERTS.get(name, N), SIDE, SIDE, 0.7, seed)
+
+
+def test_what_a_setting_lacks_is_tested_of_others():
+  assert LACKS.keys() | EXPERTS.keys() <= SETTINGS.keys()
+  assert {test for tests in LACKS.values() for test in tests} <= globals().keys()
 
 
 def test_every_method_is_here():
@@ -67,14 +133,15 @@ def test_unknown_parameters_name_what_is_known():
 
 @every_method
 def test_zero_updates_give_exactly_zero(name: str):
-  zero = np.zeros((N, SIDE, SIDE), np.float32)
+  zero = 0 * general(name)
   np.testing.assert_array_equal(merged(name, zero), 0.0)
 
 
 @every_method
 def test_order_of_experts_is_irrelevant(name: str):
-  delta_NxRxC = general()
-  for order in ([1, 2, 0], [2, 1, 0]):
+  delta_NxRxC = general(name)
+  places = np.arange(len(delta_NxRxC))
+  for order in (np.roll(places, -1), places[::-1]):
     np.testing.assert_allclose(
       merged(name, delta_NxRxC[order]), merged(name, delta_NxRxC), atol=1e-6
     )
@@ -83,7 +150,7 @@ def test_order_of_experts_is_irrelevant(name: str):
 @every_method
 @pytest.mark.parametrize('scale', [2.0**-6, 2.0**8])
 def test_scaling_all_updates_scales_the_merge(name: str, scale: float):
-  delta_NxRxC = general()
+  delta_NxRxC = general(name)
   np.testing.assert_allclose(
     merged(name, np.float32(scale) * delta_NxRxC) / scale,
     merged(name, delta_NxRxC),
@@ -93,7 +160,7 @@ def test_scaling_all_updates_scales_the_merge(name: str, scale: float):
 
 @every_method
 def test_transposing_commutes(name: str):
-  delta_NxRxC = general()
+  delta_NxRxC = general(name)
   got = merged(name, np.ascontiguousarray(delta_NxRxC.transpose(0, 2, 1)))
   np.testing.assert_allclose(got.T, merged(name, delta_NxRxC), atol=1e-6)
 
@@ -102,24 +169,29 @@ def test_transposing_commutes(name: str):
 def test_rotating_rows_and_columns_commutes(name: str):
   rng = np.random.default_rng(1)
   q, p = (np.linalg.qr(rng.standard_normal((SIDE, SIDE)))[0] for _ in range(2))
-  delta_NxRxC = general()
+  delta_NxRxC = general(name)
   got = merged(name, (q @ delta_NxRxC.astype(np.float64) @ p).astype(np.float32))
   np.testing.assert_allclose(got, q @ merged(name, delta_NxRxC) @ p, atol=2e-6)
 
 
 @every_method
 def test_a_stack_gives_what_its_matrices_give(name: str):
-  delta_LxNxRxC = np.stack([general(0), 0 * general(1), general(2)])
+  delta_LxNxRxC = np.stack([general(name, 0), 0 * general(name, 1), general(name, 2)])
   one = functools.partial(update_of, SETTINGS[name])
   stack = groups.compiled(jax.vmap(one))
-  got = stack(delta_LxNxRxC, heads_for(name, delta_LxNxRxC))
+  given_L = [given(name, delta_NxRxC) for delta_NxRxC in delta_LxNxRxC]
+  got = stack(*jax.tree.map(lambda *x_L: np.stack(x_L), *given_L))
   want = np.stack([merged(name, delta_NxRxC) for delta_NxRxC in delta_LxNxRxC])
   np.testing.assert_allclose(got, want, atol=1e-6)
 
 
 @every_method
 def test_finite_on_degenerate_experts(name: str):
-  x_RxC, zero = general()[0], np.zeros((SIDE, SIDE), np.float32)
+  n, x_RxC, zero = (
+    EXPERTS.get(name, N),
+    general(name)[0],
+    np.zeros((SIDE, SIDE), np.float32),
+  )
   rank_one = np.outer(np.arange(10.0), np.ones(10)).astype(np.float32)
   for experts in (
     [x_RxC, zero, zero],
@@ -129,15 +201,15 @@ def test_finite_on_degenerate_experts(name: str):
     [1e-15 * x_RxC] * 3,
     [1e15 * x_RxC, x_RxC, zero],
   ):
-    assert np.isfinite(merged(name, np.stack(experts))).all()
+    assert np.isfinite(merged(name, np.stack(experts[:n]))).all()
 
 
 @every_method
 def test_compiled_and_op_by_op_agree(name: str):
-  delta_NxRxC = jnp.asarray(general())
+  delta_NxRxC = jnp.asarray(general(name))
   with jax.disable_jit():
-    plain = update_of(SETTINGS[name], delta_NxRxC, heads_for(name, general()))
-  np.testing.assert_allclose(plain, merged(name, general()), atol=1e-6)
+    plain = update_of(SETTINGS[name], delta_NxRxC, *given(name, general(name))[1:])
+  np.testing.assert_allclose(plain, merged(name, general(name)), atol=1e-6)
 
 
 @every_method
@@ -145,4 +217,4 @@ def test_two_calls_trace_once(name: str):
   chex.clear_trace_counter()
   traced = jax.jit(chex.assert_max_traces(update_of, 1), static_argnums=0)
   for seed in range(2):
-    traced.lower(SETTINGS[name], general(seed), heads_for(name, general(seed)))
+    traced.lower(SETTINGS[name], *given(name, general(name, seed)))

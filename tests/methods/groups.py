@@ -1,7 +1,7 @@
 """Experts of one small matrix with their exact heads, for tests of merge functions."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,12 +11,18 @@ import numpy as np
 from resmerge_jax.linalg.exact import exact_head
 from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.linalg.task_vectors import TaskVectors
-from resmerge_jax.methods.base import Context, Update, apply_update
+from resmerge_jax.methods.base import (
+  Context,
+  TensorFacts,
+  Update,
+  apply_update,
+)
 from resmerge_jax.methods.resmerge import CHOICES
 from resmerge_jax.methods.table import method_of
 from resmerge_jax.types import Family
 
 ROWS, COLS = 12, 9
+Found = Mapping[str, np.ndarray | jax.Array]  # as in Context
 VARIANTS = CHOICES['variant']
 
 # These programs are tiny: compiling them fast is all that counts.
@@ -64,18 +70,21 @@ def merge(
   delta_NxRxC: jax.Array,
   head: Head | None,
   weights_N: Sequence[float] | None = None,
+  found: Found | None = None,
 ) -> tuple[Update, dict[str, jax.Array]]:
   n = len(delta_NxRxC)
   return method_of(params).merge(
     task_vectors(delta_NxRxC),
     head,
-    context=context(n, weights_N),
+    context=context(n, weights_N, found),
     family=family,
     params=params,
   )
 
 
-def context(n: int, weights_N: Sequence[float] | None = None) -> Context:
+def context(
+  n: int, weights_N: Sequence[float] | None = None, found: Found | None = None
+) -> Context:
   """That of the first rows of a tensor in the first of two layers."""
   weights = np.ones(n) if weights_N is None else np.asarray(weights_N)
   return Context(
@@ -84,7 +93,53 @@ def context(n: int, weights_N: Sequence[float] | None = None) -> Context:
     row_start=jnp.int32(0),
     layer=jnp.int32(0),
     n_layers=jnp.int32(2),
+    found=found or {},
   )
+
+
+@functools.cache
+def program(params: Any) -> Any:
+  """The method on stored weights and a context: (update as a matrix, stats)."""
+
+  def one(stored: TaskVectors, context: Context) -> Any:
+    update, stats = method_of(params).merge(
+      stored, None, context=context, family=None, params=params
+    )
+    return apply_update(update, stored), stats
+
+  return compiled(one)
+
+
+def merge_stored(
+  params: Any,
+  stored: TaskVectors,
+  weights_N: Sequence[float] | None = None,
+  found: Found | None = None,
+) -> tuple[np.ndarray, dict[str, jax.Array]]:
+  """Update, as float64, and stats of a method that wants no heads."""
+  update, stats = program(params)(stored, context(len(stored), weights_N, found))
+  return np.float64(update), stats
+
+
+def found(params: Any, delta_NxRxC: np.ndarray) -> Found:
+  """What the method's scans find in a model of this one matrix."""
+  result: Found = {}
+  n, *shape = delta_NxRxC.shape
+  for scan in method_of(params).scans(params):
+    sums = scan.measure(
+      task_vectors(delta_NxRxC), context=context(n, found=result), params=params
+    )
+    totals = {'' if scan.whole_model else 'x': {k: on_host(v) for k, v in sums.items()}}
+    by_name = scan.finish(
+      totals, {'x': TensorFacts(tuple(shape), layer=0, n_layers=2)}, params
+    )
+    result = {**by_name.get('', {}), **by_name.get('x', {})}
+  return result
+
+
+def on_host(total: jax.Array) -> np.ndarray:
+  """A sum as it goes on adding up outside the device."""
+  return np.asarray(total, np.float64 if total.dtype == jnp.float32 else np.int64)
 
 
 def merge_all(

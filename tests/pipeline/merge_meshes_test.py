@@ -12,7 +12,7 @@ import pytest
 import resmerge_jax
 from resmerge_jax.config import parse_mesh
 from resmerge_jax.errors import InputError
-from resmerge_jax.pipeline import stream
+from resmerge_jax.pipeline import loop
 from resmerge_jax.pipeline.staging import Staging
 from tests import groups, several
 from tests.groups import MEAN
@@ -130,21 +130,23 @@ def late_programs(monkeypatch):
   """Programs that begin only long after they were asked for."""
 
   @jax.jit
-  def late(weights_N):
+  def late(weights_LxN):
     x = jax.lax.fori_loop(0, 300, lambda _, x: jnp.sin(x) + 1, jnp.zeros(20_000))
-    return weights_N + 0 * x[0]
+    return weights_LxN + 0 * x[0]
 
-  dispatch = stream._dispatch
+  dispatch = loop._dispatch
 
   def dispatched(work, kernel, *args):
     run = kernel.run
 
-    def run_late(base, experts, weights, *rest):
-      return run(base, experts, jax.device_put(late(weights), kernel.whole), *rest)
+    def run_late(base, experts, context, *rest):
+      weights_LxN = jax.device_put(late(context.weights_N), kernel.layer)
+      context = dataclasses.replace(context, weights_N=weights_LxN)
+      return run(base, experts, context, *rest)
 
     return dispatch(work, dataclasses.replace(kernel, run=run_late), *args)
 
-  monkeypatch.setattr(stream, '_dispatch', dispatched)
+  monkeypatch.setattr(loop, '_dispatch', dispatched)
 
 
 def spoil(buffer: np.ndarray) -> None:
@@ -172,13 +174,13 @@ def test_a_buffer_is_refilled_only_after_all_that_read_it(group, tmp_path, monke
 @pytest.mark.usefixtures('late_programs')
 def test_a_buffer_that_is_refilled_too_early_is_noticed(group, tmp_path, monkeypatch):
   """The test above can fail: devices do read the buffer itself, and late."""
-  dispatch = stream._dispatch
+  dispatch = loop._dispatch
 
-  def too_early(work, kernel, spec, step, inputs):
-    result = dispatch(work, kernel, spec, step, inputs)
+  def too_early(work, kernel, spec, inputs, context):
+    result = dispatch(work, kernel, spec, inputs, context)
     spoil(inputs.buffer)
     return result
 
-  monkeypatch.setattr(stream, '_dispatch', too_early)
+  monkeypatch.setattr(loop, '_dispatch', too_early)
   with only(1), pytest.raises(InputError, match='NaN or Inf in the weights'):
     groups.merge(group, tmp_path / 'out', method=MEAN, **several.SETTINGS)

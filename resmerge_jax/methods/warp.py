@@ -1,0 +1,117 @@
+"""WARP (Ramé et al. 2024, arXiv 2406.16768): spherical interpolation of task vectors.
+
+Of the paper's three averages the two that merge checkpoints: slerp of the task vectors,
+layer by layer, each layer with its own angle, and linear interpolation towards the
+initialisation (LITI). More than two experts join one after the
+other, the m-th at lambda = 1/m: their order matters, by design of the paper.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from resmerge_jax.linalg.gram import gram
+from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.sphere import BRANCHES, iterated_slerp
+from resmerge_jax.linalg.task_vectors import TaskVectors
+from resmerge_jax.methods.base import (
+  Context,
+  LowRank,
+  Method,
+  Scan,
+  Stats,
+  TensorFacts,
+  Totals,
+  check_params,
+  combination,
+)
+from resmerge_jax.types import Family
+
+GROUPS = ('layer', 'tensor', 'model')
+
+
+@dataclasses.dataclass(frozen=True)
+class Warp:
+  """`group`: what shares an angle. `eta` of LITI: 0 is the base, 1 the interpolation.
+
+  `layer` is the paper's: all tensors of a decoder layer. It says nothing of tensors
+  outside them (embeddings, final norm, head): each is a group of its own here.
+  """
+
+  group: Literal['layer', 'tensor', 'model'] = 'layer'
+  eta: float = 1.0
+
+  def __post_init__(self) -> None:
+    check_params(
+      'warp',
+      self,
+      group=(self.group in GROUPS, ' | '.join(GROUPS)),
+      eta=(0 <= self.eta < math.inf, 'a finite number, 0 or more'),
+    )
+
+
+def merge(
+  delta_NxRxC: TaskVectors,
+  head: Head | None,  # noqa: ARG001
+  *,
+  context: Context,
+  family: Family | None,  # noqa: ARG001
+  params: Warp,
+) -> tuple[LowRank, Stats]:
+  """eta sum_i a_i D_i, a_i from the Gram matrix of the tensor or of its group."""
+  if params.group == 'tensor':
+    a_N, cos_M, branch = iterated_slerp(gram(delta_NxRxC))
+  else:
+    a_N, cos_M, branch = (context.found[key] for key in ('a_N', 'cos_M', 'branch'))
+  stats = {'a': a_N, 'cos': cos_M, 'branch': branch}
+  return combination(params.eta * a_N, delta_NxRxC), stats
+
+
+def measure(
+  delta_NxRxC: TaskVectors,
+  *,
+  context: Context,  # noqa: ARG001
+  params: Warp,  # noqa: ARG001
+) -> dict[str, jax.Array]:
+  return {'gram_NxN': gram(delta_NxRxC)}
+
+
+def finish(
+  totals: Totals, facts: Mapping[str, TensorFacts], params: Warp
+) -> Mapping[str, Mapping[str, np.ndarray]]:
+  """Coefficients per tensor. An embedding that is also the head counts once."""
+  groups: dict[Any, list[str]] = {}
+  for name in totals:
+    layer = facts[name].layer
+    key = '' if params.group == 'model' else layer if layer >= 0 else name
+    groups.setdefault(key, []).append(name)
+  found: dict[str, Mapping[str, np.ndarray]] = {}
+  for names in groups.values():
+    gram_NxN = np.sum([totals[name]['gram_NxN'] for name in names], 0)
+    a_N, cos_M, branch = iterated_slerp(gram_NxN)
+    shared = {
+      'a_N': np.asarray(a_N, np.float32),
+      'cos_M': np.asarray(cos_M, np.float32),
+      'branch': np.asarray(branch, np.int32),
+    }
+    found |= dict.fromkeys(names, shared)
+  return found
+
+
+def _scans(params: Warp) -> tuple[Scan, ...]:
+  return () if params.group == 'tensor' else (Scan(measure, finish),)
+
+
+METHOD = Method(
+  name='warp',
+  source='Ramé et al. 2024, arXiv 2406.16768',
+  params=Warp,
+  merge=merge,
+  branches=BRANCHES,
+  whole_matrix=lambda params: params.group == 'tensor',
+  scans=_scans,
+)

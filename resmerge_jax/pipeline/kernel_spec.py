@@ -1,0 +1,133 @@
+"""Everything a compiled step depends on, and the dtypes in which weights reach it."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from resmerge_jax.linalg.krylov import block_size
+from resmerge_jax.methods.table import method_of, post_of
+from resmerge_jax.methods.task_arithmetic import TaskArithmetic
+from resmerge_jax.plan.stacks import Chosen, Step
+from resmerge_jax.sharding import mesh_for, padded
+from resmerge_jax.types import DTYPES, Family
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelSpec:
+  """What a program is compiled for; equal specs share one.
+
+  `layers` and `rows` are a step's shape before padding. `head_given`: the heads come
+  as an argument (exact ones, from the host) instead of being computed. `mesh_shape`:
+  devices along layers and rows if the user has set them. `scan`: this scan of the method
+  instead of its merge. `found`: name, shape and dtype of what the scans before found.
+  """
+
+  params: Any
+  family: Family | None
+  layers: int
+  rows: int
+  cols: int
+  n_experts: int
+  base_dtype: str
+  expert_dtype: str
+  out_dtype: str
+  head_given: bool = False
+  mesh_shape: tuple[int, int] | None = None
+  post: tuple[Any, ...] = ()
+  scan: int | None = None
+  found: tuple[tuple[str, tuple[int, ...], str], ...] = ()
+
+  @property
+  def head_rank(self) -> int:
+    """k, at most the short side; 0 where the method wants no head."""
+    if self.scan is not None:
+      return 0
+    return min(method_of(self.params).head_rank(self.params), self.rows, self.cols)
+
+  @property
+  def start_shape(self) -> tuple[int, int]:
+    """PxC of the solver's random start."""
+    return (block_size(self.head_rank) if self.head_rank else 0, self.cols)
+
+  def mesh(self, devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
+    """The mesh of this step.
+
+    On rows alone where these are independent. Methods of whole matrices other than
+    sums over rows (those with heads) take all rows on one device.
+    """
+    fixed = self.mesh_shape
+    if fixed and not self.whole_matrix:
+      fixed = 1, fixed[0] * fixed[1]
+    apart = self.whole_matrix and not self.head_rank
+    if fixed and apart:
+      fixed = fixed[0] * fixed[1], 1
+    return mesh_for(self.layers, 1 if apart else self.rows, devices, fixed)
+
+  @property
+  def whole_matrix(self) -> bool:
+    """Whether a row of the result depends on other rows."""
+    return method_of(self.params).whole_matrix(self.params) or any(
+      post_of(p).whole_matrix for p in self.post
+    )
+
+  @property
+  def float64(self) -> bool:
+    """Whether 64-bit types are enabled in the program."""
+    return method_of(self.params).float64 or any(post_of(p).float64 for p in self.post)
+
+  def padded_shape(self, devices: Sequence[jax.Device]) -> tuple[int, int, int]:
+    """LxRxC of the arrays the compiled step takes on these devices."""
+    mesh = self.mesh(devices)
+    return (*padded(self.layers, self.rows, mesh), self.cols)
+
+
+def staged_dtype(code: str) -> Any:
+  """The dtype in which stored weights reach the device: float64 goes as float32."""
+  return DTYPES['F32' if code == 'F64' else code]
+
+
+def device_dtype(code: str) -> Any:
+  """The dtype of a kernel's arrays: bfloat16 goes as its bits (see `widen`)."""
+  return np.dtype(np.uint16) if code == 'BF16' else staged_dtype(code)
+
+
+def as_bits(staged: np.ndarray) -> np.ndarray:
+  """A staged array as kernels take it."""
+  return staged.view(np.uint16) if staged.dtype == DTYPES['BF16'] else staged
+
+
+def common_dtype(codes: Sequence[str]) -> str:
+  """One dtype for all experts of a stack: their own, or float32 where they differ."""
+  return codes[0] if len(set(codes)) == 1 else 'F32'
+
+
+def step_spec(
+  step: Step,
+  mesh_shape: tuple[int, int] | None = None,
+  found: Mapping[str, np.ndarray] | None = None,
+  scan: int | None = None,
+) -> KernelSpec:
+  """The program that computes a step. `found`: of one of its tensors."""
+  stack = step.stack
+  chosen = stack.chosen
+  if not step.present[0]:  # rows the base lacks: the mean of the experts that have them
+    chosen = Chosen(TaskArithmetic())
+  spec = KernelSpec(
+    params=chosen.method,
+    post=chosen.post,  # a scan keeps it, to lie on the devices as its merge does
+    family=None,
+    layers=stack.layers,
+    rows=stack.rows,
+    cols=stack.n_cols,
+    n_experts=len(stack.dtypes) - 1,
+    base_dtype=stack.dtypes[0],
+    expert_dtype=common_dtype(stack.dtypes[1:]),
+    out_dtype=stack.out_dtype,
+    mesh_shape=mesh_shape,
+    scan=scan,
+    found=tuple((k, x.shape, x.dtype.name) for k, x in sorted((found or {}).items())),
+  )
+  return dataclasses.replace(spec, family=stack.family) if spec.head_rank else spec
