@@ -40,7 +40,6 @@ class Kit:
   role: Role = 'subtracted'
   shared: Mapping[str, Parameter] = dataclasses.field(default_factory=dict)
   per_model: Mapping[str, Parameter] = dataclasses.field(default_factory=dict)
-  n_experts: int | None = None
   divides: Callable[[Values], bool] = lambda values: False  # noqa: ARG005
   note: str = ''
 
@@ -181,7 +180,6 @@ KITS: dict[str, Kit] = {
     'nearswap',
     lambda values, has_base: {'t': values['t']},  # noqa: ARG005
     shared={'t': Parameter()},
-    n_experts=1,
     note='nearswap: entries move by t; in mergekit by less where t is below 1e-6',
   ),
   'slerp': Kit(
@@ -189,7 +187,6 @@ KITS: dict[str, Kit] = {
     lambda values, has_base: {'t': values['t'], 'on': 'weights'},  # noqa: ARG005
     role='first',
     shared={'t': Parameter()},
-    n_experts=2,
   ),
   'nuslerp': Kit(
     'nuslerp',
@@ -203,7 +200,6 @@ KITS: dict[str, Kit] = {
       'nuslerp_row_wise': _flag(False, 'angles are per tensor or per row here'),
     },
     per_model=WEIGHT,
-    n_experts=2,
   ),
   'multislerp': Kit(
     'multislerp',
@@ -230,6 +226,8 @@ KITS: dict[str, Kit] = {
     'model_stock',
     lambda values, has_base: dict(values),  # noqa: ARG005
     shared={'filter_wise': Parameter('flag', False)},
+    note='model_stock: products of two norms below 1e-6, of updates of that size, are 1e-6 '
+    'in mergekit and what they are here',
   ),
   'ram': Kit(
     'ram',

@@ -101,12 +101,9 @@ def _experts(recipe: Recipe, kit: Kit) -> tuple[Model, ...]:
     experts = (*listed, *others) if kit.role == 'first' else recipe.models
     if kit.role == 'averaged' and listed and listed[0] not in recipe.models:
       experts = (*recipe.models, *listed)
-  if not experts or len(experts) != (kit.n_experts or len(experts)):
-    wanted = kit.n_experts or 'at least one'
-    base = ', the base_model one of them' if kit.role == 'first' else ''
-    base = ' beside the base_model' if kit.role != 'first' and recipe.base else base
+  if not experts:
     raise InputError(
-      f'models: got {len(experts)}, {recipe.method} takes {wanted}{base}'
+      'models: got none beside the base_model', fix='list the models to merge'
     )
   return experts
 
