@@ -51,7 +51,8 @@ class ResMerge:
 
   `variant`: the paper's equations, or what the authors' code made of them.
   `head_rank`: k, leading singular triplets of each expert.
-  `beta_min`: retention exponent where residuals agree. `beta_max`: where they do not.
+  `beta_min`: retention exponent where residuals agree.
+  `beta_max`: retention exponent where they do not.
   `rho`: budget of the heads relative to the backbone. `eps`: epsilon.
   `head_gate`: 'agreement' is S_H of Eq. 14; 'none' puts 1 in its place (same budget).
   `backbone`: 'consensus' is A of Eq. 12; 'mean' the mean residual; 'none' leaves the

@@ -1,6 +1,7 @@
 """The list of methods: every entry of the tables, and what it says follows from them."""
 
 import dataclasses
+from typing import Literal
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_choices_that_change_the_cost():
 
   @dataclasses.dataclass(frozen=True)
   class Params:
-    mode: methods.typing.Literal['a', 'b'] = 'a'
+    mode: Literal['a', 'b'] = 'a'
     size: float = float('nan')
 
   scan = Scan(measure=None, finish=None)  # type: ignore[arg-type]
