@@ -27,11 +27,12 @@ ALLOWED = {
   'plan': GROUND | {'checkpoint'},
   'writers': FILES,
   'config': NUMERIC | FILES,
+  'mergekit_yaml': NUMERIC | FILES | {'config'},
   'synthetic': GROUND | {'checkpoint'},
   'bench': {'checkpoint', 'synthetic', 'sizes', 'errors', 'types', 'version', '__init__'},
   'pipeline': NUMERIC | FILES | {'config', 'writers'},
   'cli': NUMERIC | FILES
-  | {'config', 'writers', 'pipeline', 'synthetic', 'bench', '__init__'},
+  | {'config', 'writers', 'pipeline', 'synthetic', 'bench', 'mergekit_yaml', '__init__'},
 }  # fmt: skip
 NEVER = {'torch', 'transformers', 'mergekit', 'matplotlib'}
 NO_JAX = {'checkpoint', 'plan', 'writers', 'synthetic', 'bench', *GROUND}

@@ -20,9 +20,13 @@ Examples:
       --coordinator=HOST0:8476 --num_processes=2 --process_id=0   (and 1 on the other)
   The same into a mounted object store, each process its own weight files:
     ... --whole_files --max_shard_size=2GB
+  A merge described for mergekit (docs/methods.md tells what is accepted):
+    python -m tools.merge --mergekit_yaml=ties.yaml --output=MERGED
   A merge that was killed, or stopped by a full disk, goes on where it was:
     python -m tools.merge --base=BASE --experts=MATH,CODE --output=MERGED --resume
 """
+
+import sys
 
 from absl import flags
 
@@ -34,11 +38,11 @@ from resmerge_jax.sizes import format_size
 def main(argv: list[str]) -> None:
   """Merges, then prints what was done."""
   from resmerge_jax import processes
-  from resmerge_jax.cli.merge_flags import merge_config
+  from resmerge_jax.cli.mergekit_yaml import requested
   from resmerge_jax.pipeline.merge import merge
 
   no_arguments(argv)
-  config = merge_config()
+  config, read_as = requested(sys.argv)
   keep_programs()
   given = flags.FLAGS
   processes.start(given.coordinator, given.num_processes, given.process_id)
@@ -46,7 +50,7 @@ def main(argv: list[str]) -> None:
   if not processes.is_first():
     return
   content = manifest.content
-  for note in manifest.notes:
+  for note in (*read_as, *manifest.notes):
     print(f'note: {note}')
   for warning in manifest.warnings:
     print(f'warning: {warning}')

@@ -63,6 +63,11 @@ def define_flags(argv: list[str]) -> list[str]:
 
 
 def _define_plain_flags() -> None:
+  flags.DEFINE_string(
+    'mergekit_yaml',
+    None,
+    'configuration of mergekit to take base, experts, method, weights and dtype from',
+  )
   flags.DEFINE_string('base', None, 'folder of the base model')
   flags.DEFINE_list('experts', None, 'folders of the experts, comma-separated')
   flags.DEFINE_list('expert_ids', None, "ids of the experts (default: folders' names)")
@@ -136,6 +141,12 @@ def merge_config(given: Mapping[str, Any] | None = None) -> MergeConfig:
       f'--method={flags.FLAGS.method} came from a flag file, too late to be used',
       fix='give --method and --config on the command line itself',
     )
+  return config_from({**values, **plain_values(), **(given or {})})
+
+
+def plain_values() -> dict[str, Any]:
+  """Fields of the configuration that plain flags set."""
+  values: dict[str, Any] = {}
   for name in FIELDS:
     value = flags.FLAGS[name].value
     if value is not None:
@@ -146,7 +157,7 @@ def merge_config(given: Mapping[str, Any] | None = None) -> MergeConfig:
     values['weights'] = [_weight(text) for text in values['weights']]
   if flags.FLAGS.post:
     values['post'] = [_post(text) for text in flags.FLAGS.post]
-  return config_from({**values, **(given or {})})
+  return values
 
 
 def _weight(text: Any) -> float | list[float]:

@@ -15,6 +15,8 @@ Examples:
   python -m tools.plan --base=BASE --experts=MATH,CODE,TOOL --output=MERGED
   The same as JSON, with every tensor:
     python -m tools.plan --json --base=BASE --experts=MATH,CODE --output=MERGED
+  A merge described for mergekit:
+    python -m tools.plan --mergekit_yaml=ties.yaml --output=MERGED
   A 70B model on 64 chips, without its weights:
     python -m tools.plan --shape=llama-3-70b --n_experts=3 --topology=v5p:4x4x4
 """
@@ -29,6 +31,7 @@ from absl import flags
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.cli.app import no_arguments, run_app
 from resmerge_jax.cli.merge_flags import define_flags, merge_config
+from resmerge_jax.cli.mergekit_yaml import requested
 from resmerge_jax.cli.runtime import only_compile
 from resmerge_jax.cli.shape_group import shape_group
 from resmerge_jax.config import MergeConfig
@@ -90,14 +93,14 @@ def _planned(
 ) -> tuple[MergeConfig, ExpertGroup, MergePlan, Sequence[str]]:
   """The merge of the folders, or of what --shape stands for."""
   shape = flags.FLAGS.shape
-  if shape is None:
+  if shape is None or flags.FLAGS.mergekit_yaml:
     if flags.FLAGS['n_experts'].present:
       raise InputError(
         '--n_experts: only --shape needs to be told', fix='leave it out, or add --shape'
       )
-    config = merge_config()
+    config, read_as = requested(sys.argv)
     prepared = prepare(config, devices)
-    return config, prepared.group, prepared.plan, prepared.notes
+    return config, prepared.group, prepared.plan, (*read_as, *prepared.notes)
   given = [f'--{n}' for n in ('base', 'experts', 'output') if flags.FLAGS[n].present]
   if given:
     raise InputError('--shape needs no folders', given, fix='give folders or --shape')

@@ -19,7 +19,7 @@ from resmerge_jax.methods.base import (
 
 @dataclasses.dataclass(frozen=True)
 class Liti:
-  """W_0 + eta U: 0 is the base, 1 the merge, more extrapolates."""
+  """W_0 + eta U. `eta`: 0 is the base, 1 the merge, more extrapolates."""
 
   eta: float = 1.0
 
@@ -31,6 +31,9 @@ class Liti:
 @dataclasses.dataclass(frozen=True)
 class Lines:
   """lambda_l = alpha + beta l / (L - 1), l = 0 .. L - 1. Both must be given.
+
+  `alpha`: scale of the first layer, and of all outside the layers.
+  `beta`: what the last layer gets on top of it.
 
   The paper tunes them on validation data and has no defaults: beta = 1 - alpha for a
   single task; for N summed task vectors alpha = 1/N and beta is tuned.

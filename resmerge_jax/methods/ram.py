@@ -44,6 +44,8 @@ class Ram:
   over the whole model, ratio is shared / changed entries of i, in v2 shared / unique.
   `arm-ties`: of the shared entries the largest tenth, with an elected sign.
   `arm-unique`: a third of what expert `target` alone changed.
+  `threshold`: |D_i| above which expert i has changed an entry.
+  `target`: which expert `arm-unique` is about, from 0.
   """
 
   mode: Literal['arm', 'arm-r', 'arm-r-v2', 'arm-ties', 'arm-unique'] = 'arm-r-v2'

@@ -47,8 +47,13 @@ NO_RESIDUAL = 2e-6  # ||R|| / ||D|| that the rounding of a head leaves by itself
 
 @dataclasses.dataclass(frozen=True)
 class ResMerge:
-  """Symbols of the paper: k, beta_min, beta_max, rho, f (family scale), epsilon.
+  """Symbols of the paper, Eq. 6-16.
 
+  `variant`: the paper's equations, or what the authors' code made of them.
+  `head_rank`: k, leading singular triplets of each expert.
+  `beta_min`: retention exponent where residuals agree.
+  `beta_max`: retention exponent where they do not.
+  `rho`: budget of the heads relative to the backbone. `eps`: epsilon.
   `head_gate`: 'agreement' is S_H of Eq. 14; 'none' puts 1 in its place (same budget).
   `backbone`: 'consensus' is A of Eq. 12; 'mean' the mean residual; 'none' leaves the
   residuals out and adds the mean head whole (the paper's ablations, Table 2).

@@ -19,7 +19,10 @@ from resmerge_jax.types import Family
 
 @dataclasses.dataclass(frozen=True)
 class TaskArithmetic:
-  """`mean`: scale * sum w_i D_i / sum w_i. `sum`: scale * sum w_i D_i."""
+  """`reduce`: 'sum' is scale * sum w_i D_i, 'mean' that divided by sum w_i.
+
+  `scale`: lambda.
+  """
 
   reduce: Literal['mean', 'sum'] = 'mean'
   scale: float = 1.0

@@ -20,6 +20,7 @@ EMBEDDING_OR_HEAD = r'embed_tokens|wte|lm_head|word_embeddings'
 NORM = r'norm|ln_|layernorm'
 ATTENTION = r'self_attn|\.attn\.|attention|q_proj|k_proj|v_proj|o_proj'
 FFN = r'mlp|ffn|feed_forward|gate_proj|up_proj|down_proj'
+LAYER = r'(?:^|\.)(?:layers|h|blocks|block)\.'  # what stands before a layer's number
 
 FAMILIES: tuple[tuple[str, Family], ...] = (
   (ATTENTION, 'attention'),
@@ -153,7 +154,7 @@ def layer_of(name: str) -> int | None:
 
   The first list of blocks counts: `layers.5.mlp.experts.0` is in layer 5.
   """
-  found = re.search(r'(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.', name)
+  found = re.search(rf'{LAYER}(\d+)\.', name)
   return int(found[1]) if found else None
 
 

@@ -203,7 +203,7 @@ def test_sizes_are_checked_before_anything_is_read(group, tmp_path):
     ),
     (
       ['--method=resmrge'],
-      ["unknown method 'resmrge'", "task_arithmetic (did you mean 'resmerge'?)"],
+      ["unknown method 'resmrge'", "(did you mean 'resmerge'?)"],
     ),
     (['--method'], ['--method has no value']),
     (
