@@ -5,7 +5,7 @@ triplets carry by themselves, and what is left without them.
 """
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 
@@ -13,7 +13,9 @@ from resmerge_jax.errors import InputError
 from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import Context, LowRank, Method, Stats, check_params
+from resmerge_jax.methods.linear import Linear
 from resmerge_jax.methods.resmerge import MAX_RANK
+from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.types import Family
 
 OTHERS = ('expert', 'base', 'mean')
@@ -21,7 +23,7 @@ OTHERS = ('expert', 'base', 'mean')
 
 @dataclasses.dataclass(frozen=True)
 class Component:
-  """`expert` counts from 0.
+  """`expert` counts from 0. `head_rank`: k, the number of leading triplets.
 
   `others`: whose tensors outside the method's scope are taken: that expert's, the
   base's, or the mean of all experts.
@@ -80,6 +82,21 @@ def merge(
   return LowRank(a_N, w_K, head.y_KxR[i], head.v_KxC[i]), {}
 
 
+def _outside(params: Component, n: int) -> Any:
+  """`others` as a method of the tensors that have no head."""
+  if params.others == 'base':
+    return TaskArithmetic(scale=0.0)
+  if params.others == 'expert':
+    return Linear(weights=tuple(float(i == params.expert) for i in range(n)))
+  return None
+
+
+def _expects(params: Component, n: int) -> str | None:
+  if params.expert < n:
+    return None
+  return f'more than expert {params.expert}, counted from 0'
+
+
 HEAD_ONLY = Method(
   name=HeadOnly.method,
   source='ResMerge, arXiv 2606.02252, Figures 1 and 6',
@@ -87,6 +104,8 @@ HEAD_ONLY = Method(
   merge=merge,
   head_rank=lambda params: params.head_rank,
   gets=lambda params: 'hidden',  # noqa: ARG005
+  outside=_outside,
+  expects=_expects,
 )
 RESIDUAL_ONLY = dataclasses.replace(
   HEAD_ONLY, name=ResidualOnly.method, params=ResidualOnly

@@ -22,7 +22,7 @@ from resmerge_jax.types import Family
 
 @dataclasses.dataclass(frozen=True)
 class IsoCts:
-  """As IsoC; `common_fraction` of the directions are those of W."""
+  """`scale`, `scope`: as in IsoC. `common_fraction` of the directions are those of W."""
 
   scale: float = 1.0
   common_fraction: float = 0.8
