@@ -143,7 +143,15 @@ def choose(
     whole = method_of(params).whole_matrix(params) or any(
       POSTS[name].whole_matrix for name, p in posts if p in post
     )
-    return Chosen(params, post, whole, len(method_of(params).scans(params)))
+    method = method_of(params)
+    return Chosen(
+      params,
+      post,
+      whole,
+      scans=len(method.scans(params)),
+      scratch=method.scratch,
+      redone=method.head_rank(params) > 0 and len(tensor.shape) > 1,
+    )
 
   return chosen
 

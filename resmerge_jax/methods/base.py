@@ -130,6 +130,8 @@ class Method:
   on CPU. `gets`: which tensors the method gets if the user has no rules of his own;
   `outside(params, N)`: parameters for the others (None: the mean of the updates).
   `expects(params, N)`: what it wants instead of N experts, None if N suits it.
+  `scratch`: bytes that its program keeps per entry of a matrix (measured), beside the
+  stored weights and the output.
   """
 
   name: str
@@ -145,6 +147,7 @@ class Method:
   gets: Callable[[Any], Scope] = lambda params: 'all'  # noqa: ARG005
   outside: Callable[[Any, int], Any] = lambda params, n: None  # noqa: ARG005
   expects: Callable[[Any, int], str | None] = lambda params, n: None  # noqa: ARG005
+  scratch: int = 4  # an update, or one task vector, in float32
 
 
 class PostFn(Protocol):

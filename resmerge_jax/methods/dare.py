@@ -150,6 +150,7 @@ METHOD = Method(
   source=SOURCE,
   params=Dare,
   merge=merge,
+  scratch=17,
   takes_weights=True,
   whole_matrix=_by_tensor,
 )
@@ -158,6 +159,7 @@ METHOD_TIES = Method(
   source=SOURCE,
   params=DareTies,
   merge=merge_ties,
+  scratch=17,
   takes_weights=True,
   whole_matrix=_by_tensor,
   scans=lambda params: RETRIMS if params.flavour == 'mergelm' else (),

@@ -99,5 +99,6 @@ METHOD = Method(
   source='Deep et al. 2024, arXiv 2406.11617',
   params=Della,
   merge=merge,
+  scratch=17,
   takes_weights=True,
 )

@@ -103,6 +103,7 @@ METHOD = Method(
   source='Wortsman et al. 2022, arXiv 2203.05482',
   params=Linear,
   merge=merge,
+  scratch=0,
   takes_weights=True,
   whole_matrix=lambda params: False,  # noqa: ARG005
   expects=_expects,

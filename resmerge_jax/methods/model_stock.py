@@ -100,6 +100,7 @@ METHOD = Method(
   source='Jang et al. 2024, arXiv 2403.19522; as in mergekit 0.1.5',
   params=ModelStock,
   merge=merge,
+  scratch=0,
   branches=BRANCHES,
   whole_matrix=lambda params: not params.filter_wise,
 )

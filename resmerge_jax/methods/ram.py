@@ -212,6 +212,7 @@ METHOD = Method(
   source='RAM, arXiv 2601.13572; code xiangchi-yuan/mrl',
   params=Ram,
   merge=merge,
+  scratch=8,
   whole_matrix=lambda params: params.mode == 'arm-ties',
   scans=_scans,
   expects=_expects,

@@ -159,6 +159,7 @@ SLERP = Method(
   source='Shoemake 1985; as in mergekit 0.1.5',
   params=Slerp,
   merge=slerp,
+  scratch=0,
   branches=BRANCHES,
   expects=expects,
 )
@@ -167,6 +168,7 @@ NUSLERP = Method(
   source='mergekit 0.1.5',
   params=NuSlerp,
   merge=nuslerp,
+  scratch=0,
   branches=BRANCHES,
   expects=expects,
   takes_weights=True,

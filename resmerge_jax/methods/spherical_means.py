@@ -179,6 +179,7 @@ MULTISLERP = Method(
   source='Goddard 2025, goddard.blog/posts/multislerp-wow-what-a-cool-idea',
   params=MultiSlerp,
   merge=multislerp,
+  scratch=0,
   branches=('mean direction', 'linear'),
   takes_weights=True,
 )
@@ -187,5 +188,6 @@ KARCHER = Method(
   source='arXiv 2603.04972; as in mergekit 0.1.5',
   params=Karcher,
   merge=karcher,
+  scratch=0,
   branches=('mean direction', 'cancelled'),
 )

@@ -115,6 +115,7 @@ METHOD = Method(
   source='Ramé et al. 2024, arXiv 2406.16768',
   params=Warp,
   merge=merge,
+  scratch=0,
   branches=BRANCHES,
   whole_matrix=lambda params: params.group == 'tensor',
   scans=_scans,

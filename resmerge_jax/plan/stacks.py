@@ -31,12 +31,16 @@ class Chosen(NamedTuple):
   """How a tensor is merged: parameters of a method (None: copied) and of what follows it.
 
   `whole`: all rows of a matrix must be together. `scans`: how often it is read before.
+  `scratch`: bytes that its program needs per entry of a matrix beside what is stored.
+  `redone`: whether a matrix may be merged once more, on the host.
   """
 
   method: Any
   post: tuple[Any, ...] = ()
   whole: bool = False
   scans: int = 0
+  scratch: int = 0
+  redone: bool = False
 
   def __str__(self) -> str:
     """'Ties(keep=0.2) then Liti(eta=0.5)', with what differs from the defaults."""
@@ -162,9 +166,11 @@ def build_stacks(
       names=(),
     )
     members.setdefault(key, []).append(name)
+  stacks = [
+    dataclasses.replace(key, names=tuple(names)) for key, names in members.items()
+  ]
   floor = max(
-    (_peak(key, 1, key.n_rows if key.chosen.whole else 1, devices) for key in members),
-    default=0,
+    (_peak(s, 1, s.n_rows if s.chosen.whole else 1, devices) for s in stacks), default=0
   )
   if budget is None and isinstance(devices, Cpu):
     budget = max(DEFAULT_BUDGET, floor)
@@ -172,33 +178,32 @@ def build_stacks(
     raise InputError(
       f'memory_budget: got {format_size(budget)}, the largest matrix needs '
       f'{format_size(floor)} ({floor} bytes)',
-      why='a spectral method holds all task vectors of one matrix at once',
+      why='this method takes all rows of a matrix at once',
       fix=f'pass --memory_budget={floor} or more',
     )
   room = math.inf if budget is None else budget - PROCESS_BYTES
-  return tuple(
-    _sized(dataclasses.replace(key, names=tuple(names)), room, devices)
-    for key, names in members.items()
-  )
+  return tuple(_sized(stack, room, devices) for stack in stacks)
 
 
 def _parts(
   stack: Stack, layers: int, rows: int, devices: Accelerators | Cpu
 ) -> tuple[int, int, int]:
-  """Bytes of a step of this size: staged input, task vectors, output.
+  """Bytes of steps of this size: staged input, what programs need, output.
 
-  What one process holds in memory. A CPU device has one float32 task vector of one
-  layer at a time; accelerators have all of theirs, in memory of their own.
+  What one process holds in memory. A CPU device computes one layer at a time;
+  accelerators have memory of their own.
   """
   elements = rows * stack.n_cols
-  staged = STAGED * layers * rows * stack.row_bytes
+  blocks = 1 if stack.chosen.whole else math.ceil(stack.n_rows / max(rows, 1))
+  alive = min(STAGED, math.ceil(len(stack.names) / layers) * blocks)
+  staged = alive * layers * rows * stack.row_bytes
   out = layers * elements * DTYPES[stack.out_dtype].itemsize
-  out *= 2 if out > HEAP_BLOCK_BYTES else 2 + FRAGMENTS
+  out *= alive if out > HEAP_BLOCK_BYTES else alive + FRAGMENTS
   if isinstance(devices, Accelerators):
     n = devices.n_processes
     return math.ceil(staged / n), 0, math.ceil(out / n)
-  at_once = min(layers, devices.count) if stack.action == 'method' else 0
-  return staged, at_once * elements * FLOAT32, out
+  at_once = min(layers, devices.count)
+  return staged, at_once * elements * stack.chosen.scratch, out
 
 
 def _peak(stack: Stack, layers: int, rows: int, devices: Accelerators | Cpu) -> int:
@@ -207,7 +212,7 @@ def _peak(stack: Stack, layers: int, rows: int, devices: Accelerators | Cpu) -> 
   A matrix that does is widened, and merged once more.
   """
   again = stack.n_cols * rows * (FLOAT32 + DTYPES[stack.out_dtype].itemsize)
-  again = again if stack.action == 'method' else 0
+  again = again if stack.chosen.redone else 0
   return PROCESS_BYTES + sum(_parts(stack, layers, rows, devices)) + again
 
 
