@@ -38,6 +38,11 @@ class Spectrum(NamedTuple):
     return (self.inverse_M > 0).all()
 
   @property
+  def growth(self) -> jax.Array:
+    """sigma_1 over the smallest that is there."""
+    return self.sigma_M.max(initial=0.0) * self.inverse_M.max(initial=0.0)
+
+  @property
   def to_left(self) -> jax.Array:
     """SxM: X times it are the left vectors."""
     return self.v_SxM * self.inverse_M[..., None, :]
@@ -98,11 +103,12 @@ def between_polars(
   short_SxM: jax.Array,
   sigma_M: jax.Array,
   error: jax.Array,
+  growth: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """polar(P) diag(sigma) polar(Q)^T for P LxM and Q SxM, turned back to RxC.
 
   `long` makes the rows of P. `error` is the relative error of the columns of P and Q:
-  directions as weak as that are missing. Returns the matrix in float32, an estimate of
+  directions as weak as that are missing. `growth`: as of `Blocks.map`, for P. Returns the matrix in float32, an estimate of
   its relative error, and whether P and Q have full rank.
   """
   find = functools.partial(
@@ -115,7 +121,10 @@ def between_polars(
   q = find(gram(short_SxM), lambda: short_SxM)
   polar_SxM = short_SxM @ q.inverse_root
   k_MxS = p.inverse_root @ (sigma_M[:, None] * polar_SxM.T)
-  update_RxC = blocks.map(lambda x_NxBxS: long(x_NxBxS) @ k_MxS)
+  update_RxC = blocks.map(
+    lambda x_NxBxS: long(x_NxBxS) @ k_MxS.astype(x_NxBxS.dtype),
+    growth * p.inverse_M.max(initial=0.0),
+  )
   # An error of the columns grows as these are made orthonormal, by 1 / sigma.
-  growth = sum(jnp.sqrt(jnp.mean(x.inverse_M**2)) for x in (p, q))
-  return update_RxC, error * growth + p.error + q.error, p.complete & q.complete
+  grown = error * sum(jnp.sqrt(jnp.mean(x.inverse_M**2)) for x in (p, q))
+  return update_RxC, grown + p.error + q.error, p.complete & q.complete

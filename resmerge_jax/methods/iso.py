@@ -43,7 +43,9 @@ def merge(
   whole = spectrum(gram_SxS, lambda: blocks.triangle(summed), blocks.short)
   level = whole.sigma_M.mean()
   k_SxS = params.scale * level * whole.inverse_root
-  update_RxC = blocks.map(lambda x_NxBxS: summed(x_NxBxS) @ k_SxS)
+  update_RxC = blocks.map(
+    lambda x_NxBxS: summed(x_NxBxS) @ k_SxS.astype(x_NxBxS.dtype), whole.growth
+  )
   stats = spectral.outcome(level, whole.complete, whole.error)
   return Dense(update_RxC), stats | {'level': jnp.float32(level)}
 

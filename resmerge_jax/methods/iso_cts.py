@@ -86,15 +86,24 @@ def merge(
   inside_NxCxK = parts.inside_CxS @ tasks.to_left
 
   def long(x_NxBxS: jax.Array) -> jax.Array:
-    common_BxC = summed(x_NxBxS) @ common.to_left
-    own = [x_NxBxS[i] @ own_NxSxK[i] - common_BxC @ inside_NxCxK[i] for i in range(n)]
+    to_left_SxC, own_, inside = (
+      k.astype(x_NxBxS.dtype) for k in (common.to_left, own_NxSxK, inside_NxCxK)
+    )
+    common_BxC = summed(x_NxBxS) @ to_left_SxC
+    own = [x_NxBxS[i] @ own_[i] - common_BxC @ inside[i] for i in range(n)]
     return jnp.hstack([*own, common_BxC])
 
   short_SxM = jnp.hstack([*tasks.v_SxM, common.v_SxM])
   level = (tasks.sigma_M.sum() + common.sigma_M.sum()) / blocks.short
   levels_M = jnp.full(blocks.short, params.scale * level)
   error = jnp.maximum(common.error, tasks.error.max())
-  update_RxC, error, complete = between_polars(blocks, long, short_SxM, levels_M, error)
+  size = jnp.maximum(common.sigma_M.max(initial=0.0), parts.top.max())
+  weakest = jnp.maximum(
+    common.inverse_M.max(initial=0.0), tasks.inverse_M.max(initial=0.0)
+  )
+  update_RxC, error, complete = between_polars(
+    blocks, long, short_SxM, levels_M, error, size * weakest
+  )
   stats = spectral.outcome(level, complete & common.complete & tasks.complete, error)
   return Dense(update_RxC), stats | {'level': jnp.float32(level)}
 

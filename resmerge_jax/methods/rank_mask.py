@@ -56,7 +56,10 @@ def merge(
 
   k_NxSxS, share_N = jax.lax.map(one, blocks.sum(grams))
   update_RxC = blocks.map(
-    lambda x_NxBxS: sum(x_NxBxS[i] @ k_NxSxS[i] for i in range(n))
+    lambda x_NxBxS: sum(
+      x_NxBxS[i] @ k_NxSxS[i].astype(x_NxBxS.dtype) for i in range(n)
+    ),
+    1.0,  # projections
   )
   return Dense(update_RxC), {
     'rank': jnp.int32(kept),

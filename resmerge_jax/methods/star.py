@@ -52,7 +52,10 @@ def merge(
 
   cut = jax.lax.map(functools.partial(_cut, eta=params.eta), blocks.sum(grams))
   update_RxC = blocks.map(
-    lambda x_NxBxS: sum(x_NxBxS[i] @ (cut.k_SxS[i] / n) for i in range(n))
+    lambda x_NxBxS: sum(
+      x_NxBxS[i] @ (cut.k_SxS[i] / n).astype(x_NxBxS.dtype) for i in range(n)
+    ),
+    1.0,  # scaled projections
   )
   branch = jnp.where(cut.tie.any(), spectral.ILL_POSED, spectral.OK)
   return Dense(update_RxC), {

@@ -76,7 +76,9 @@ def apply(
   gamma_S = jnp.where(found_S, gamma_S, 1.0)
 
   k_SxS = (v_SxS * gamma_S) @ v_SxS.T
-  out_RxC = blocks.map(lambda x_MxBxS: x_MxBxS[n] @ k_SxS)
+  out_RxC = blocks.map(
+    lambda x_MxBxS: x_MxBxS[n] @ k_SxS.astype(x_MxBxS.dtype), gamma_S.max()
+  )
   return Dense(out_RxC), _stats(gamma_S, found_S | ~found_S.any())
 
 

@@ -63,7 +63,8 @@ def merge(
   )
 
   def left(x_NxBxS: jax.Array) -> jax.Array:
-    return jnp.hstack([x_NxBxS[i] @ tasks.to_left[i] for i in range(n)])
+    to_left_NxSxK = tasks.to_left.astype(x_NxBxS.dtype)
+    return jnp.hstack([x_NxBxS[i] @ to_left_NxSxK[i] for i in range(n)])
 
   update_RxC, error, complete = between_polars(
     blocks,
@@ -71,6 +72,7 @@ def merge(
     jnp.hstack(list(tasks.v_SxM)),
     params.scale * tasks.sigma_M.reshape(-1),
     tasks.error.max(),
+    tasks.growth,
   )
   energy_N = jnp.trace(gram_NxSxS, axis1=1, axis2=2)
   share_N = (tasks.sigma_M**2).sum(1) / jnp.where(energy_N > 0, energy_N, 1.0)

@@ -45,7 +45,7 @@ def test_sums_maps_and_triangles_see_each_row_once(shape: tuple[int, int]):
     return (
       blocks.sum(grams),
       blocks.triangle(summed),
-      blocks.map(lambda x_MxBxS: summed(x_MxBxS) @ k_SxS),
+      blocks.map(lambda x_MxBxS: summed(x_MxBxS) @ k_SxS, jnp.inf),
     )
 
   with jax.enable_x64(True):
@@ -89,7 +89,7 @@ def test_no_float64_copy_of_the_matrix_exists():
   def update(base: jax.Array, experts: jax.Array) -> jax.Array:
     blocks = Blocks(TaskVectors(base, experts))
     k_SxS = blocks.sum(lambda x_NxBxS: grams(x_NxBxS).sum(0))
-    return blocks.map(lambda x_NxBxS: summed(x_NxBxS) @ k_SxS)
+    return blocks.map(lambda x_NxBxS: summed(x_NxBxS) @ k_SxS, jnp.inf)
 
   with jax.enable_x64(True):
     program = jax.jit(update).lower(*arrays).compile()

@@ -98,7 +98,7 @@ def test_between_polars(repeated: bool):
   with jax.enable_x64(True):
     blocks = Blocks(TaskVectors(jnp.zeros((ROWS, COLS), jnp.float32), jnp.asarray(x)))
     results = jax.jit(
-      lambda: between_polars(blocks, long, short, sigma, jnp.float64(0))
+      lambda: between_polars(blocks, long, short, sigma, jnp.float64(0), jnp.inf)
     )()
     got, error, full_rank = jax.tree.map(np.asarray, results)
   assert full_rank == (not repeated)

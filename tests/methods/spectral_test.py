@@ -25,7 +25,7 @@ every_pair = pytest.mark.parametrize(
 )
 EVERY = [Tsv(), IsoC(), IsoCts()]
 every_method = pytest.mark.parametrize('params', EVERY, ids=lambda p: type(p).__name__)
-ROUNDED = 1e-7  # of a result's norm: rounding to float32 leaves 3e-8
+ROUNDED = 1e-6  # of a result's norm: float32 products and rounding leave up to 4e-7
 
 
 def general(n: int = 3, rows: int = ROWS, cols: int = COLS) -> np.ndarray:
