@@ -29,6 +29,8 @@ MERGES = {
   'both': {'mesh': 'layer:2,row:4'},
   'whole': {'whole_files': True, 'max_shard_size': '20kB'},  # a layer per file
   'means': {'method': {'name': 'task_arithmetic'}, 'mesh': 'row:8'},
+  'counts': {'method': {'name': 'ram'}},  # scans the whole model first
+  'trims': {'method': {'name': 'ties'}},
 }
 MANY = """
 import json, pathlib, sys
@@ -100,7 +102,7 @@ def merge_by(n_processes: int, work: pathlib.Path, group, *names: str) -> None:
 def alone(group, tmp_path_factory) -> pathlib.Path:
   """What one process makes of eight devices, and of one."""
   work = tmp_path_factory.mktemp('alone')
-  for name in ('automatic', 'layers', 'means'):
+  for name in ('automatic', 'layers', 'means', 'counts', 'trims'):
     merge_here(work, group, name)
   for name in ('automatic', 'rows'):
     merge_here(work / 'one_device', group, name, 1, mesh=None)
@@ -130,6 +132,17 @@ def test_two_processes_write_the_bytes_of_one(alone, by_two, name):
     r['name']: any(r.get('float64_head', [])) for r in groups.records(by_two / name)
   }
   assert [n for n, again in exact.items() if again] == [several.CLOSE]
+
+
+@pytest.mark.parametrize('name', ['counts', 'trims'])
+def test_scans_of_two_processes_find_what_one_finds(alone, by_two, name):
+  assert groups.weight_bytes(by_two / name) == groups.weight_bytes(alone / name)
+  ours, theirs = (
+    json.loads((work / name / 'manifest.json').read_text())['scans']
+    for work in (by_two, alone)
+  )
+  assert ours == theirs
+  assert ours
 
 
 def test_four_processes_write_the_bytes_of_one(alone, group, tmp_path):
