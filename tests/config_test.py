@@ -5,10 +5,11 @@ import pathlib
 
 import pytest
 
-from resmerge_jax.config import MergeConfig, config_from, make_method, to_plain
+from resmerge_jax.config import MergeConfig, config_from, to_plain
 from resmerge_jax.errors import InputError
 from resmerge_jax.methods.resmerge import ResMerge
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
+from resmerge_jax.parameters import make_method
 from resmerge_jax.plan.rules import RELEASE_RULES, Rule
 
 PLACES = {'base': 'b', 'experts': ('e0', 'e1'), 'output': 'o'}
@@ -146,8 +147,8 @@ def test_how_a_run_starts_is_no_part_of_what_it_makes():
     ),
     ({**PLACES, 'seed': 'x'}, "config: wrong type\n  - seed: got 'x' (str)"),
     (
-      {**PLACES, 'method': {'name': 'ties'}},
-      "unknown method 'ties'\nWhat to do: use one of resmerge, task_arithmetic",
+      {**PLACES, 'method': {'name': 'average'}},
+      "unknown method 'average'\nWhat to do: use one of resmerge, task_arithmetic, linear",
     ),
     (
       {**PLACES, 'method': {'rank': 2}},

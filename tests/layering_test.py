@@ -26,13 +26,14 @@ ALLOWED = {
   'checkpoint': GROUND,
   'plan': GROUND | {'checkpoint'},
   'writers': FILES,
-  'config': NUMERIC | FILES,
-  'mergekit_yaml': NUMERIC | FILES | {'config'},
+  'parameters': NUMERIC,
+  'config': NUMERIC | FILES | {'parameters'},
+  'mergekit_yaml': NUMERIC | FILES | {'config', 'parameters'},
   'synthetic': GROUND | {'checkpoint'},
   'bench': {'checkpoint', 'synthetic', 'sizes', 'errors', 'types', 'version', '__init__'},
-  'pipeline': NUMERIC | FILES | {'config', 'writers'},
+  'pipeline': NUMERIC | FILES | {'config', 'parameters', 'writers'},
   'cli': NUMERIC | FILES
-  | {'config', 'writers', 'pipeline', 'synthetic', 'bench', 'mergekit_yaml', '__init__'},
+  | {'config', 'parameters', 'writers', 'pipeline', 'synthetic', 'bench', 'mergekit_yaml', '__init__'},
 }  # fmt: skip
 NEVER = {'torch', 'transformers', 'mergekit', 'matplotlib'}
 NO_JAX = {'checkpoint', 'plan', 'writers', 'synthetic', 'bench', *GROUND}

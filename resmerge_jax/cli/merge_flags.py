@@ -17,18 +17,12 @@ import ml_collections
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from resmerge_jax.config import (
-  OUTPUT_DTYPES,
-  VOCAB_POLICIES,
-  MergeConfig,
-  config_from,
-  did_you_mean,
-  make_method,
-)
+from resmerge_jax.config import OUTPUT_DTYPES, VOCAB_POLICIES, MergeConfig, config_from
 from resmerge_jax.errors import InputError
 from resmerge_jax.methods.resmerge import FAMILY_SCALE
 from resmerge_jax.methods.table import METHODS, POSTS
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
+from resmerge_jax.parameters import did_you_mean, make_method
 
 DEFAULT_CONFIG = 'resmerge'
 FIELDS = (

@@ -31,10 +31,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from resmerge_jax.cli.app import run_app
-from resmerge_jax.config import did_you_mean
 from resmerge_jax.errors import InputError
 from resmerge_jax.methods.base import Method, Post
 from resmerge_jax.methods.table import METHODS, POSTS
+from resmerge_jax.parameters import did_you_mean
 
 TENSORS = {
   'hidden': 'hidden matrices',

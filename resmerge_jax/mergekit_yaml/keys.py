@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from resmerge_jax.config import did_you_mean
 from resmerge_jax.errors import InputError
+from resmerge_jax.parameters import did_you_mean
 
 SHOWN = 120  # characters of a value in a message
 

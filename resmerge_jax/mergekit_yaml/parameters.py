@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
-from resmerge_jax.config import did_you_mean
 from resmerge_jax.errors import InputError
 from resmerge_jax.mergekit_yaml.document import Model, Recipe, Scope
 from resmerge_jax.mergekit_yaml.keys import refuse
 from resmerge_jax.mergekit_yaml.settings import Scalar, Setting, read_setting
 from resmerge_jax.mergekit_yaml.table import MEMORY, Kit, Parameter
+from resmerge_jax.parameters import did_you_mean
 
 Gradient = tuple[Scalar, ...]
 

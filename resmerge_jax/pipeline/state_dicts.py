@@ -13,13 +13,13 @@ from resmerge_jax.config import (
   check_choices,
   check_experts,
   choose,
-  make_method,
   make_posts,
   merge_rules,
   on_host,
   outside_of,
 )
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
+from resmerge_jax.parameters import make_method
 from resmerge_jax.pipeline.chips import device_facts
 from resmerge_jax.pipeline.stream import stream
 from resmerge_jax.pipeline.work import Work
