@@ -29,10 +29,10 @@ def test_an_output_filled_meanwhile_can_still_be_replaced(
     patch.setattr(FolderWriter, 'commit', late)
     with pytest.raises(StoppedError, match='is not empty') as caught:
       groups.merge(group, output, **resumes.SETTINGS)
-  assert caught.value.__notes__[0].startswith('17 of 17 steps are kept in ')
+  assert caught.value.__notes__[0].startswith('22 of 22 steps are kept in ')
   assert os.listdir(output) == ['theirs']
   (output / 'theirs').unlink()
-  assert 'resuming: 17 of 17' in resumes.resume(group, output).notes[1]
+  assert 'resuming: 22 of 22' in resumes.resume(group, output).notes[1]
   assert resumes.contents(output) == expected
 
 
@@ -125,7 +125,7 @@ def during(monkeypatch, n_steps, action):
   monkeypatch.setattr(Journal, 'add', acting)
 
 
-@pytest.mark.parametrize('n_steps', [3, 17])
+@pytest.mark.parametrize('n_steps', [3, 22])
 @pytest.mark.parametrize('how', ['touched', 'replaced'])
 def test_an_input_that_changes(output, tmp_path, monkeypatch, n_steps, how):
   group = resumes.write_group(tmp_path)
