@@ -87,8 +87,8 @@ def assert_close(
     return
   exact = ORACLES[method](deltas, **settings(output))
   error = np.linalg.norm(got - exact) / max(np.linalg.norm(exact), 1e-30)
-  # Rounding the result to float32 leaves 3e-8. What is worse the estimate must tell.
-  assert error <= 1e-7 + float(stats.get('error', 0)), where
+  # Products in float32 and rounding leave up to 4e-7. What is worse the estimate tells.
+  assert error <= 1e-6 + float(stats.get('error', 0)), where
   assert error <= 5e-5, where
   assert branch != 'ill_posed', where
   if weakest >= ILL_POSED:

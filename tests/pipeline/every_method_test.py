@@ -31,6 +31,12 @@ NAMES = [
   }.values(),
   *('ties-mergekit', 'dare_ties-mergelm', 'ram-arm-ties', 'warp-tensor'),
 ]
+# Of each kind one: heads; scans of integers, of bits, of Gram matrices; masks; whole
+# matrices in float32 and float64.
+KINDS = [
+  *('resmerge', 'head_only', 'ram', 'ties-official', 'ties-mergekit', 'warp'),
+  *('dare_ties-mergelm', 'model_stock', 'karcher', 'tsv'),
+]
 every_method = pytest.mark.parametrize('name', NAMES)
 of_rows = pytest.mark.parametrize(
   'name', [k for k in NAMES if not method_of(SETTINGS[k]).whole_matrix(SETTINGS[k])]
@@ -117,7 +123,7 @@ def test_updates_are_made_recorded_and_finite(name: str):
   assert np.abs(hidden).max() > 0
 
 
-@every_method
+@pytest.mark.parametrize('name', KINDS)
 def test_many_devices_agree_with_one(name: str):
   got = merge(name, experts(EXPERTS.get(name, N)))
   assert_agree(got.tensors, on_one(name).tensors)
