@@ -7,7 +7,12 @@ from typing import Any, Literal
 
 from resmerge_jax.errors import InputError
 from resmerge_jax.methods.resmerge import ResMerge
-from resmerge_jax.methods.table import POSTS, method_of
+from resmerge_jax.methods.table import (
+  POSTS,
+  method_of,
+  needs_float64,
+  needs_whole_matrix,
+)
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.parameters import from_mapping, make_method, make_post, named
 from resmerge_jax.plan.rules import (
@@ -34,10 +39,10 @@ class MergeConfig:
   (None: as the method declares), `outside` is the task arithmetic of the others (None:
   their mean, or the method itself where that is task arithmetic). `post`:
   post-processors in their order, pairs of name and parameters. `weights`: one per
-  expert, a number or a list spread over the depth of the model. `max_shard_size` None keeps the base's shard layout;
-  `memory_budget` None lets the plan choose. `resume` continues a run into this output
-  that stopped, or verifies an output that is complete. `whole_files`: of several
-  processes each writes files of its own, on its own devices.
+  expert, a number or a list spread over the depth of the model. `max_shard_size` None
+  keeps the base's shard layout; `memory_budget` None lets the plan choose. `resume`
+  continues a run into this output that stopped, or verifies an output that is complete.
+  `whole_files`: of several processes each writes files of its own, on its own devices.
   """
 
   base: str | Path
@@ -120,14 +125,11 @@ def choose(
     post = tuple(
       p for name, p in posts if not POSTS[name].whole_matrix or is_hidden(tensor)
     )
-    whole = method_of(params).whole_matrix(params) or any(
-      POSTS[name].whole_matrix for name, p in posts if p in post
-    )
     method = method_of(params)
     return Chosen(
       params,
       post,
-      whole,
+      needs_whole_matrix(params, post),
       scans=len(method.scans(params)),
       scratch=method.scratch,
       redone=method.head_rank(params) > 0 and len(tensor.shape) > 1,
@@ -141,9 +143,7 @@ def on_host(
 ) -> bool:
   """Whether something needs float64, which accelerators lack: CPUs compute then."""
   methods = [method, *(rule.method[1] for rule in rules if rule.method)]
-  return any(method_of(params).float64 for params in methods) or any(
-    POSTS[name].float64 for name, _ in posts
-  )
+  return any(needs_float64(params, [p for _, p in posts]) for params in methods)
 
 
 def parse_mesh(mesh: Any) -> tuple[int, int]:

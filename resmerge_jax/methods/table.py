@@ -1,6 +1,6 @@
 """The tables of methods and of post-processors: one explicit entry each."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from resmerge_jax.errors import InputError
@@ -73,6 +73,18 @@ def method_of(params: Any) -> Method:
 def post_of(params: Any) -> Post:
   """The post-processor whose parameters these are."""
   return _of('post', POSTS, params)
+
+
+def needs_whole_matrix(params: Any, posts: Sequence[Any]) -> bool:
+  """Whether a row of the result depends on other rows."""
+  return method_of(params).whole_matrix(params) or any(
+    post_of(post).whole_matrix for post in posts
+  )
+
+
+def needs_float64(params: Any, posts: Sequence[Any]) -> bool:
+  """Whether the program needs 64-bit types, which accelerators lack."""
+  return method_of(params).float64 or any(post_of(post).float64 for post in posts)
 
 
 def _of(kind: str, known: Mapping[str, Any], params: Any) -> Any:

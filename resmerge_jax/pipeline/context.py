@@ -2,18 +2,16 @@
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from resmerge_jax.checkpoint.group import ExpertGroup
-from resmerge_jax.methods.base import Context
+from resmerge_jax.methods.base import Context, Findings
 from resmerge_jax.plan.plan import MergePlan
-from resmerge_jax.plan.rules import depth_of, layer_count, layer_of, weights_at
+from resmerge_jax.plan.rules import depth_of, layer_count, layer_number, weights_at
 from resmerge_jax.plan.stacks import Step
-
-Found = Mapping[str, Mapping[str, np.ndarray]]  # tensor name -> what scans found
 
 
 def step_context(
@@ -23,7 +21,7 @@ def step_context(
   group: ExpertGroup,
   weights: Sequence[Any],
   seed: int,
-  found: Found,
+  found: Findings,
 ) -> Context:
   """NumPy arrays with `layers` entries each; those of padding repeat the first tensor's.
 
@@ -42,14 +40,13 @@ def step_context(
     weights_at(plan.rules[name].weights or weights, depth_of(name, n_layers))
     for name in names
   ]
-  layer = [-1 if (at := layer_of(name)) is None else at for name in names]
   arrays: dict[str, Any] = {
     'weights_N': present * np.array(resolved, np.float32),
     'keys_Nx2': np.stack(
       [[random_key(seed, id, name) for id in ids] for name in names]
     ),
     'row_start': np.full(layers, step.row_start, np.int32),
-    'layer': np.array(layer, np.int32),
+    'layer': np.array([layer_number(name) for name in names], np.int32),
     'n_layers': np.full(layers, n_layers, np.int32),
     'found': {
       key: np.stack([of_one[key] for of_one in per_tensor])

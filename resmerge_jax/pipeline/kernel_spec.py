@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from resmerge_jax.linalg.krylov import block_size
-from resmerge_jax.methods.table import method_of, post_of
+from resmerge_jax.methods.table import method_of, needs_whole_matrix
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.plan.stacks import Chosen, Step
 from resmerge_jax.sharding import mesh_for, padded
@@ -59,24 +59,13 @@ class KernelSpec:
     sums over rows (those with heads) take all rows on one device.
     """
     fixed = self.mesh_shape
-    if fixed and not self.whole_matrix:
+    whole = needs_whole_matrix(self.params, self.post)
+    if fixed and not whole:
       fixed = 1, fixed[0] * fixed[1]
-    apart = self.whole_matrix and not self.head_rank
+    apart = whole and not self.head_rank
     if fixed and apart:
       fixed = fixed[0] * fixed[1], 1
     return mesh_for(self.layers, 1 if apart else self.rows, devices, fixed)
-
-  @property
-  def whole_matrix(self) -> bool:
-    """Whether a row of the result depends on other rows."""
-    return method_of(self.params).whole_matrix(self.params) or any(
-      post_of(p).whole_matrix for p in self.post
-    )
-
-  @property
-  def float64(self) -> bool:
-    """Whether 64-bit types are enabled in the program."""
-    return method_of(self.params).float64 or any(post_of(p).float64 for p in self.post)
 
   def padded_shape(self, devices: Sequence[jax.Device]) -> tuple[int, int, int]:
     """LxRxC of the arrays the compiled step takes on these devices."""

@@ -12,7 +12,7 @@ from resmerge_jax.linalg.gram import another_pass, row_sums
 from resmerge_jax.linalg.krylov import Head, ritz_size, top_k
 from resmerge_jax.linalg.task_vectors import TaskVectors, narrow, widen
 from resmerge_jax.methods.base import Context, Update, apply_update
-from resmerge_jax.methods.table import method_of, post_of
+from resmerge_jax.methods.table import method_of, needs_float64, post_of
 from resmerge_jax.pipeline.kernel_spec import KernelSpec, device_dtype
 from resmerge_jax.pipeline.program_cache import cached
 from resmerge_jax.sharding import (
@@ -122,7 +122,7 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
     stepped = apart_by_layer(functools.partial(_on_stack, spec, not on_cpu), mesh)
     merged = Merged(on_base, *cast(Any, (layer,) * 3))  # a tree's prefix
     shardings = merged if spec.scan is None else layer
-    with jax.enable_x64(spec.float64):
+    with jax.enable_x64(needs_float64(spec.params, spec.post)):
       lowered = jax.jit(stepped, out_shardings=shardings).lower(*arguments)
       return lowered.compile(CPU_OPTIONS if on_cpu else None)
 

@@ -1,6 +1,5 @@
 """Reading passes before a merge, for what a method must know beyond one tensor."""
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,45 +8,41 @@ import numpy as np
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.checkpoint.model_config import ties_embeddings
 from resmerge_jax.checkpoint.tied_head import find_head
-from resmerge_jax.methods.base import Scan, TensorFacts
+from resmerge_jax.methods.base import Findings, Scan, TensorFacts
 from resmerge_jax.methods.table import method_of
-from resmerge_jax.pipeline.context import Found
 from resmerge_jax.pipeline.fetched import held_numbers
 from resmerge_jax.pipeline.loop import Done, run_steps
 from resmerge_jax.pipeline.work import Work
-from resmerge_jax.plan.rules import layer_count, layer_of
+from resmerge_jax.plan.rules import layer_count, layer_number
 from resmerge_jax.plan.stacks import Step
 from resmerge_jax.processes import gathered
 
 Sums = dict[str, dict[str, np.ndarray]]  # tensor name -> sums; '' for the whole model
 
 
-def run_scans(work: Work, seconds: dict[str, float]) -> dict[Any, Found]:
-  """What the scans of every method in the plan find, by the method's parameters.
+def run_scans(work: Work, seconds: dict[str, float]) -> None:
+  """Puts into `work.found` what the scans of every method in the plan find.
 
   Reads the tensors of a method once per scan, also those that an earlier run merged,
   unless `work.scans` has it already.
   """
-  found: dict[Any, Found] = {}
   for params in dict.fromkeys(s.stack.chosen.method for s in work.plan.steps):
     scans = method_of(params).scans(params) if params else ()
     steps = [s for s in work.plan.steps if _is_scanned(s, params)] if scans else []
     facts = _facts(work.group, [name for step in steps for name in step.names])
-    before: Found = {}
+    before: Findings = {}
     for number, scan in enumerate(scans):
       key = f'scan {number} of {params!r}'
       if key not in work.scans:
-        so_far = dataclasses.replace(work, found=found)
-        totals = _measure(so_far, steps, number, scan, facts, seconds)
+        totals = _measure(work, steps, number, scan, facts, seconds)
         work.scans[key] = scan.finish(totals, facts, params, before)
       before = _joined(before, work.scans[key])
-      found[params] = {
+      work.found[params] = {
         name: {**before.get('', {}), **before.get(name, {})} for name in facts
       }
-  return found
 
 
-def _joined(before: Found, now: Found) -> Found:
+def _joined(before: Findings, now: Findings) -> Findings:
   """Both findings of each tensor, and of all."""
   return {
     name: {**before.get(name, {}), **now.get(name, {})} for name in {**before, **now}
@@ -65,7 +60,7 @@ def _facts(group: ExpertGroup, names: Iterable[str]) -> dict[str, TensorFacts]:
   return {
     name: TensorFacts(
       shape=tuple(group.out_shape(name)),
-      layer=-1 if (at := layer_of(name)) is None else at,
+      layer=layer_number(name),
       n_layers=n_layers,
       copies=2 if is_tied and name.endswith('embed_tokens.weight') else 1,
     )

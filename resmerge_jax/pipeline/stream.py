@@ -34,7 +34,7 @@ def stream(work: Work) -> tuple[Records, dict[str, float]]:
     if numbers is not None:
       records.restore(work.plan.steps[i], numbers)
   seconds = dict.fromkeys(WAITS, 0.0)
-  work = dataclasses.replace(work, found=run_scans(work, seconds))
+  run_scans(work, seconds)
   run_steps(work, work.steps, functools.partial(_finish, work, records), seconds)
   return records, seconds
 

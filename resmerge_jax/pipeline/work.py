@@ -10,8 +10,8 @@ import numpy as np
 
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.checkpoint.reader import Reader
-from resmerge_jax.methods.base import Context
-from resmerge_jax.pipeline.context import Found, step_context
+from resmerge_jax.methods.base import Context, Findings
+from resmerge_jax.pipeline.context import step_context
 from resmerge_jax.pipeline.kernel_spec import KernelSpec, step_spec
 from resmerge_jax.pipeline.staging import Places, places
 from resmerge_jax.plan.plan import MergePlan
@@ -43,7 +43,7 @@ class Work:
   `finished`: place in the plan -> numbers, of steps that an earlier run wrote.
   `owners`: the process that makes each weight file alone, on `devices` of its own.
   `scans`: results of scans, kept between runs. `found`: the same by the method's
-  parameters and the tensor.
+  parameters and the tensor; `run_scans` fills both.
   """
 
   plan: MergePlan
@@ -57,8 +57,8 @@ class Work:
   finished: Mapping[int, Any] = dataclasses.field(default_factory=dict)
   mesh_shape: tuple[int, int] | None = None
   owners: Mapping[str, int] | None = None
-  scans: MutableMapping[str, Found] = dataclasses.field(default_factory=dict)
-  found: Mapping[Any, Found] = dataclasses.field(default_factory=dict)
+  scans: MutableMapping[str, Findings] = dataclasses.field(default_factory=dict)
+  found: MutableMapping[Any, Findings] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
   def places(self) -> dict[int, Places]:
@@ -89,7 +89,7 @@ class Work:
       step, layers, self.plan, self.group, self.weights, self.seed, self._found(step)
     )
 
-  def _found(self, step: Step) -> Found:
+  def _found(self, step: Step) -> Findings:
     return self.found.get(step.stack.chosen.method, {})
 
   def _places(self, number: int, step: Step) -> Places:

@@ -158,12 +158,16 @@ def layer_of(name: str) -> int | None:
   return int(found[1]) if found else None
 
 
+def layer_number(name: str) -> int:
+  """As `layer_of`, in a number: -1 outside the decoder layers."""
+  layer = layer_of(name)
+  return -1 if layer is None else layer
+
+
 @functools.lru_cache(maxsize=8)
 def layer_count(names: tuple[str, ...]) -> int:
   """Decoder layers of a model, by the names of its tensors."""
-  return 1 + max(
-    (at for name in names if (at := layer_of(name)) is not None), default=-1
-  )
+  return 1 + max(map(layer_number, names), default=-1)
 
 
 def depth_of(name: str, n_layers: int) -> float:

@@ -37,13 +37,14 @@ def sync_file(fd: int) -> None:
 
 
 def write_durably(path: pathlib.Path, content: bytes) -> None:
-  """The whole file under its name, or the one that was there; the caller syncs the folder."""
+  """Puts the whole file under its name; a kill leaves what was there before."""
   part = path.with_name(path.name + '.part')
   with part.open('wb') as file:
     file.write(content)
     file.flush()
     os.fsync(file.fileno())
   os.rename(part, path)
+  sync_folder(path.parent)
 
 
 def sync_folder(path: pathlib.Path) -> None:

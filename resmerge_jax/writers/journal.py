@@ -6,14 +6,13 @@ damaged does not count: its step is computed again.
 """
 
 import json
-import os
 import pathlib
 import threading
 import zlib
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
-from resmerge_jax.writers.disk import crc_text, sync_file, sync_folder
+from resmerge_jax.writers.disk import crc_text, sync_file, write_durably
 
 EVERY_S = 0.5  # between syncs: what a power cut or a kill can cost beside running steps
 _HEAD = '{"crc32":"%s","entry":'
@@ -94,13 +93,7 @@ class Journal:
     self._changed = threading.Condition()
     self._closing = threading.Event()
     self._error: BaseException | None = None
-    new = path.with_name(path.name + '.part')
-    with new.open('wb') as file:
-      file.writelines(_encode(entry) for entry in (identity, *entries))
-      file.flush()
-      os.fsync(file.fileno())
-    os.rename(new, path)
-    sync_folder(path.parent)
+    write_durably(path, b''.join(_encode(entry) for entry in (identity, *entries)))
     self._file = path.open('ab')
     self._thread = threading.Thread(target=self._run, name='journal', daemon=True)
     self._thread.start()

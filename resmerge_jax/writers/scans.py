@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from resmerge_jax.writers.disk import sync_folder, write_durably
+from resmerge_jax.writers.disk import write_durably
 from resmerge_jax.writers.partial import explained, scans_path
 
 Found = Mapping[str, Mapping[str, np.ndarray]]  # tensor name -> arrays by name
@@ -40,7 +40,6 @@ class SavedScans(collections.UserDict[str, Found]):
     text = json.dumps({key: to_plain(each) for key, each in self.data.items()})
     with explained(f'cannot write {self._path.name}', self._path, len(text)):
       write_durably(self._path, text.encode())
-      sync_folder(self._path.parent)
 
 
 def to_plain(found: Found) -> dict[str, dict[str, Any]]:

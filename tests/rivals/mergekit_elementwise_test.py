@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resmerge_jax.methods import dare, della
+from resmerge_jax.methods import della
 from resmerge_jax.methods.breadcrumbs import Breadcrumbs
 from resmerge_jax.methods.dare import Dare, DareTies
 from resmerge_jax.methods.della import Della
@@ -15,7 +15,7 @@ from resmerge_jax.methods.nearswap import NearSwap
 from resmerge_jax.methods.sce import Sce
 from resmerge_jax.methods.ties import Ties
 from tests.methods import groups
-from tests.rivals.torch_groups import COLS, KINDS, ROWS, N, ours, weights_of
+from tests.rivals.torch_groups import COLS, KINDS, ROWS, N, ours, same_masks, weights_of
 
 torch = pytest.importorskip('torch')
 pytest.importorskip('mergekit')
@@ -95,12 +95,7 @@ def test_dare_with_our_masks(
   params: Any,
   monkeypatch: pytest.MonkeyPatch,
 ):
-  drawn = np.random.default_rng(0).random((N, ROWS, COLS)) < 0.3
-  queue = iter(drawn)
-  monkeypatch.setattr(
-    torch, 'bernoulli', lambda _: torch.from_numpy(next(queue).astype(np.float32))
-  )
-  monkeypatch.setattr(dare, 'drop_masks', lambda *_: drawn)
+  same_masks(monkeypatch, 0.3)
   base_RxC, experts_NxRxC = weights_of(kind)
   want = theirs(method, base_RxC, experts_NxRxC, weight=weights, density=[0.3] * N)
   got = ours(params(density=0.3), base_RxC, experts_NxRxC, weights)

@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from resmerge_jax.methods import dare
 from resmerge_jax.methods.dare import Dare, DareTies
 from resmerge_jax.methods.ties import Ties
-from tests.rivals.torch_groups import COLS, KINDS, ROWS, N, ours, weights_of
+from tests.rivals.torch_groups import KINDS, ours, same_masks, weights_of
 
 torch = pytest.importorskip('torch')
 merge_utils = pytest.importorskip('peft.utils.merge_utils')
@@ -56,12 +55,7 @@ def test_dare_with_our_masks(
   params: Any,
   monkeypatch: pytest.MonkeyPatch,
 ):
-  drawn = np.random.default_rng(0).random((N, ROWS, COLS)) < 0.3
-  queue = iter(drawn)
-  monkeypatch.setattr(
-    torch, 'bernoulli', lambda _: torch.from_numpy(next(queue).astype(np.float32))
-  )
-  monkeypatch.setattr(dare, 'drop_masks', lambda *_: drawn)
+  same_masks(monkeypatch, 0.3)
   base_RxC, experts_NxRxC = weights_of(kind)
   want = theirs(getattr(merge_utils, name), base_RxC, experts_NxRxC, weights, 0.3)
   got = ours(params('peft', 0.3), base_RxC, experts_NxRxC, weights)

@@ -4,8 +4,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 from resmerge_jax.linalg.task_vectors import TaskVectors
+from resmerge_jax.methods import dare
 from resmerge_jax.methods.base import apply_update
 from resmerge_jax.methods.table import method_of
 from tests.methods import groups
@@ -35,6 +37,18 @@ def weights_of(kind: str, n: int = N) -> tuple[np.ndarray, np.ndarray]:
     delta_NxRxC[0, 3, 4] = 0.5
   base_RxC = rng.integers(-8, 9, (ROWS, COLS)) * 2.0**-4
   return base_RxC.astype(np.float32), (base_RxC + delta_NxRxC).astype(np.float32)
+
+
+def same_masks(monkeypatch: pytest.MonkeyPatch, density: float) -> None:
+  """Makes theirs and ours drop the same entries, once."""
+  import torch  # optional: who calls has it
+
+  drawn = np.random.default_rng(0).random((N, ROWS, COLS)) < density
+  queue = iter(drawn)
+  monkeypatch.setattr(
+    torch, 'bernoulli', lambda _: torch.from_numpy(next(queue).astype(np.float32))
+  )
+  monkeypatch.setattr(dare, 'drop_masks', lambda *_: drawn)
 
 
 def ours(params: Any, base_RxC: np.ndarray, experts_NxRxC: np.ndarray, weights: Any):
