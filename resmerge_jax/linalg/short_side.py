@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from resmerge_jax.linalg.gram import another_pass
 from resmerge_jax.linalg.task_vectors import TaskVectors, widen
 
 BLOCK = 1024  # long rows in float64 at a time, or S of them if that is more
@@ -124,17 +125,19 @@ class Blocks:
 def gram(x_BxM: jax.Array) -> jax.Array:
   """X^T X of a block, MxM. Only the lower triangle counts (see `mirrored`).
 
-  Panel by panel from the diagonal down: five eighths of the whole product.
+  Panel by panel of its rows: five eighths of the whole product.
   """
   m = x_BxM.shape[1]
   if m < PANELLED:
     return x_BxM.T @ x_BxM
+  # Hidden from XLA, which would make the block again for every product.
+  x_BxM, xt_MxB = another_pass(x_BxM, x_BxM.T)
   edges = [m * p // PANELS for p in range(PANELS + 1)]
   panels = [
-    jnp.pad(x_BxM[:, a:].T @ x_BxM[:, a:b], ((a, 0), (0, 0)))
+    jnp.pad(xt_MxB[a:b] @ x_BxM[:, :b], ((0, 0), (0, m - b)))
     for a, b in itertools.pairwise(edges)
   ]
-  return jnp.hstack(panels)
+  return jnp.vstack(panels)
 
 
 def grams(x_NxBxS: jax.Array) -> jax.Array:
@@ -148,5 +151,5 @@ def mirrored(lower_xMxM: jax.Array) -> jax.Array:
 
 
 def summed(x_NxBxS: jax.Array) -> jax.Array:
-  """Rows of sum_i X_i."""
-  return x_NxBxS.sum(0)
+  """Rows of sum_i X_i. Term by term: XLA:CPU is slow to reduce a short leading axis."""
+  return sum(x_NxBxS[1:], start=x_NxBxS[0])

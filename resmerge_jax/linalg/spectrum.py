@@ -104,23 +104,32 @@ def between_polars(
   sigma_M: jax.Array,
   error: jax.Array,
   growth: jax.Array,
+  settled: tuple[int, int] = (0, 0),
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """polar(P) diag(sigma) polar(Q)^T for P LxM and Q SxM, turned back to RxC.
 
   `long` makes the rows of P. `error` is the relative error of the columns of P and Q:
-  directions as weak as that are missing. `growth`: as of `Blocks.map`, for P. Returns the matrix in float32, an estimate of
-  its relative error, and whether P and Q have full rank.
+  directions as weak as that are missing. `growth`: as of `Blocks.map`, for P. `settled`:
+  how many of the last columns of P, and of Q, are orthonormal already, and orthogonal
+  to those before them. Returns the matrix in float32, an estimate of its relative
+  error, and whether P and Q have full rank.
   """
-  find = functools.partial(
-    spectrum, count=short_SxM.shape[1], missing=jnp.maximum(RANK, 10 * error)
-  )
+  free_p, free_q = (short_SxM.shape[1] - count for count in settled)
+  find = functools.partial(spectrum, missing=jnp.maximum(RANK, 10 * error))
+
+  def unsettled(x_NxBxS: jax.Array) -> jax.Array:
+    return long(x_NxBxS)[:, :free_p]
 
   p = find(
-    blocks.sum(lambda x_NxBxS: gram(long(x_NxBxS))), lambda: blocks.triangle(long)
+    blocks.sum(lambda x_NxBxS: gram(unsettled(x_NxBxS))),
+    lambda: blocks.triangle(unsettled),
+    free_p,
   )
-  q = find(gram(short_SxM), lambda: short_SxM)
-  polar_SxM = short_SxM @ q.inverse_root
-  k_MxS = p.inverse_root @ (sigma_M[:, None] * polar_SxM.T)
+  free_SxM, settled_SxM = short_SxM[:, :free_q], short_SxM[:, free_q:]
+  q = find(gram(free_SxM), lambda: free_SxM, free_q)
+  polar_q_SxM = jnp.hstack([free_SxM @ q.inverse_root, settled_SxM])
+  k_MxS = sigma_M[:, None] * polar_q_SxM.T
+  k_MxS = jnp.vstack([p.inverse_root @ k_MxS[:free_p], k_MxS[free_p:]])
   update_RxC = blocks.map(
     lambda x_NxBxS: long(x_NxBxS) @ k_MxS.astype(x_NxBxS.dtype),
     growth * p.inverse_M.max(initial=0.0),

@@ -83,15 +83,15 @@ def merge(
 
   tasks = jax.lax.map(own_spectrum, parts)
   own_NxSxK = parts.keep_SxS @ tasks.to_left
-  inside_NxCxK = parts.inside_CxS @ tasks.to_left
+  minus_NxSxK = common.to_left @ (parts.inside_CxS @ tasks.to_left)
 
   def long(x_NxBxS: jax.Array) -> jax.Array:
-    to_left_SxC, own_, inside = (
-      k.astype(x_NxBxS.dtype) for k in (common.to_left, own_NxSxK, inside_NxCxK)
+    to_left_SxC, own_, minus = (
+      k.astype(x_NxBxS.dtype) for k in (common.to_left, own_NxSxK, minus_NxSxK)
     )
-    common_BxC = summed(x_NxBxS) @ to_left_SxC
-    own = [x_NxBxS[i] @ own_[i] - common_BxC @ inside[i] for i in range(n)]
-    return jnp.hstack([*own, common_BxC])
+    w_BxS = summed(x_NxBxS)
+    own = jnp.hstack([x_NxBxS[i] @ own_[i] - w_BxS @ minus[i] for i in range(n)])
+    return jnp.hstack([own, w_BxS @ to_left_SxC])
 
   short_SxM = jnp.hstack([*tasks.v_SxM, common.v_SxM])
   level = (tasks.sigma_M.sum() + common.sigma_M.sum()) / blocks.short
@@ -101,8 +101,16 @@ def merge(
   weakest = jnp.maximum(
     common.inverse_M.max(initial=0.0), tasks.inverse_M.max(initial=0.0)
   )
+  # What is outside U_c is orthogonal to it: on the left, or for X_i = D_i^T the right.
+  settled = c if per_task else 0
   update_RxC, error, complete = between_polars(
-    blocks, long, short_SxM, levels_M, error, size * weakest
+    blocks,
+    long,
+    short_SxM,
+    levels_M,
+    error,
+    size * weakest,
+    settled=(0, settled) if blocks.wide else (settled, 0),
   )
   stats = spectral.outcome(level, complete & common.complete & tasks.complete, error)
   return Dense(update_RxC), stats | {'level': jnp.float32(level)}

@@ -110,6 +110,33 @@ def test_between_polars(repeated: bool):
   assert error < 1e-12
 
 
+@pytest.mark.parametrize('settled', [(2, 0), (0, 2)])
+def test_settled_columns_stay(settled: tuple[int, int]):
+  rng = np.random.default_rng(1)
+  x = np.float32(rng.standard_normal((1, ROWS, COLS)))
+  sides = []
+  for count, frame in zip(settled, (np.linalg.qr(x[0])[1], np.eye(COLS)), strict=True):
+    columns = np.linalg.qr(rng.standard_normal((COLS, 6)))[0]
+    free = 6 - count
+    columns[:, :free] = columns[:, :free] @ rng.standard_normal((free, free))
+    sides.append(np.linalg.solve(frame, columns))
+  to_long, short = sides
+  sigma = rng.uniform(1, 2, 6)
+  with jax.enable_x64(True):
+    blocks = Blocks(TaskVectors(jnp.zeros((ROWS, COLS), jnp.float32), jnp.asarray(x)))
+    got, error, full_rank = jax.jit(
+      lambda: between_polars(
+        blocks, lambda x_NxBxS: x_NxBxS[0] @ to_long, short, sigma,
+        jnp.float64(0), jnp.inf, settled,
+      )
+    )()  # fmt: skip
+  np.testing.assert_allclose(
+    got, (polar(x[0] @ to_long) * sigma) @ polar(short).T, atol=1e-6
+  )  # float32
+  assert full_rank
+  assert error < 1e-12
+
+
 def least_polar(x: np.ndarray) -> np.ndarray:
   u, sigma, vt = np.linalg.svd(x, full_matrices=False)
   return (u * (sigma > 1e-9)) @ vt
