@@ -124,12 +124,13 @@ def test_settled_columns_stay(settled: tuple[int, int]):
   sigma = rng.uniform(1, 2, 6)
   with jax.enable_x64(True):
     blocks = Blocks(TaskVectors(jnp.zeros((ROWS, COLS), jnp.float32), jnp.asarray(x)))
-    got, error, full_rank = jax.jit(
+    results = jax.jit(
       lambda: between_polars(
         blocks, lambda x_NxBxS: x_NxBxS[0] @ to_long, short, sigma,
         jnp.float64(0), jnp.inf, settled,
       )
     )()  # fmt: skip
+    got, error, full_rank = jax.tree.map(np.asarray, results)
   np.testing.assert_allclose(
     got, (polar(x[0] @ to_long) * sigma) @ polar(short).T, atol=1e-6
   )  # float32
