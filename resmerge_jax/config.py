@@ -10,6 +10,7 @@ from resmerge_jax.methods.resmerge import ResMerge
 from resmerge_jax.methods.table import (
   POSTS,
   method_of,
+  n_scans,
   needs_float64,
   needs_whole_matrix,
 )
@@ -71,7 +72,8 @@ class MergeConfig:
         raise InputError(f'{name}: got the text {value!r}, expected a list')
       if value is not None:
         object.__setattr__(self, name, tuple(value))
-    object.__setattr__(self, 'rules', merge_rules(self.rules, self.method))
+    rules = merge_rules(self.rules, self.method)
+    object.__setattr__(self, 'rules', rules)
     object.__setattr__(self, 'post', make_posts(self.post))
     for name in ('max_shard_size', 'memory_budget'):
       value = getattr(self, name)
@@ -81,6 +83,7 @@ class MergeConfig:
       object.__setattr__(self, 'mesh', parse_mesh(self.mesh))
     check_choices(self.output_dtype, self.vocab, self.seed)
     check_experts(len(self.experts), self.expert_ids, self.weights, self.method)
+    check_rules(rules, len(self.experts))
     if self.weights is not None:
       object.__setattr__(self, 'weights', as_weights(self.weights))
 
@@ -130,7 +133,7 @@ def choose(
       params,
       post,
       needs_whole_matrix(params, post),
-      scans=len(method.scans(params)),
+      scans=n_scans(params, post),
       scratch=method.scratch,
       redone=method.head_rank(params) > 0 and len(tensor.shape) > 1,
     )
@@ -206,10 +209,7 @@ def check_experts(
         f'{name}: got {len(values)} for {n_experts} experts',
         fix='give one per expert, in the order of the experts, or none',
       )
-  if expected := method_of(method).expects(method, n_experts):
-    raise InputError(
-      f'method {method_of(method).name}: got {n_experts} experts, expected {expected}'
-    )
+  _check_number(method, n_experts, 'method')
   if weights is None:
     return
   weights = as_weights(weights)
@@ -225,6 +225,26 @@ def check_experts(
     raise InputError(
       f'weights: {list(weights)} sum to zero, so their mean does not exist',
       fix="change the weights or set method.reduce='sum'",
+    )
+
+
+def check_rules(rules: Sequence[Rule], n_experts: int) -> None:
+  """Whether the methods and weights that rules bring suit so many experts."""
+  for rule in rules:
+    who = f'rule {rule.match!r}'
+    if rule.method:
+      _check_number(rule.method[1], n_experts, f'{who}, method')
+    if rule.weights is not None and len(rule.weights) != n_experts:
+      raise InputError(
+        f'{who}: got {len(rule.weights)} weights for {n_experts} experts',
+        fix='give one per expert, in the order of the experts, or none',
+      )
+
+
+def _check_number(method: Any, n_experts: int, who: str) -> None:
+  if expected := method_of(method).expects(method, n_experts):
+    raise InputError(
+      f'{who} {method_of(method).name}: got {n_experts} experts, expected {expected}'
     )
 
 

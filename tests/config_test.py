@@ -168,6 +168,17 @@ def test_how_a_run_starts_is_no_part_of_what_it_makes():
       "rule '(': not a regular expression: ",
     ),
     (
+      {
+        **PLACES,
+        'rules': [{'match': 'x', 'action': 'method', 'method': {'name': 'nearswap'}}],
+      },
+      "rule 'x', method nearswap: got 2 experts, expected 1 beside the base",
+    ),
+    (
+      {**PLACES, 'rules': [{'match': 'x', 'action': 'method', 'weights': [1.0]}]},
+      "rule 'x': got 1 weights for 2 experts",
+    ),
+    (
       {**PLACES, 'rules': [{'match': '', 'action': 'copy'}]},
       "rule '': action 'copy', expected method | task_arithmetic | base",
     ),

@@ -83,6 +83,13 @@ class Measure(Protocol):
     """
 
 
+class MeasureUpdate(Protocol):
+  def __call__(
+    self, update: Update, delta_NxRxC: TaskVectors, *, params: Any
+  ) -> dict[str, jax.Array]:
+    """The same of the update that a post-processor is going to change."""
+
+
 Findings = Mapping[str, Mapping[str, np.ndarray]]
 Totals = Mapping[str, Mapping[str, np.ndarray]]  # tensor name -> sums, float64 or int64
 
@@ -104,6 +111,8 @@ class TensorFacts:
 class Scan:
   """One reading pass over all tensors of a method, before the pass that merges.
 
+  That of a post-processor comes after those of the methods: it merges, and measures.
+
   `measure` is traced per block of rows. Its sums are added up per tensor, or, with
   `whole_model`, over all tensors at once: `totals` then has the one key ''. With
   `copies` a tensor that is two of the model's (see TensorFacts) counts twice.
@@ -112,7 +121,7 @@ class Scan:
   by tensor name, or for all under ''.
   """
 
-  measure: Measure
+  measure: Any  # a Measure, of a post-processor a MeasureUpdate
   finish: Callable[[Totals, Mapping[str, TensorFacts], Any, Findings], Findings]
   whole_model: bool = False
   copies: bool = False
@@ -159,7 +168,10 @@ class PostFn(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Post:
-  """A post-processor: changes the update that any method made. Fields as in Method."""
+  """A post-processor: changes the update that any method made. Fields as in Method.
+
+  One that has scans gets every tensor, so it cannot be for whole matrices.
+  """
 
   name: str
   source: str
@@ -167,6 +179,7 @@ class Post:
   apply: PostFn
   whole_matrix: bool = False
   float64: bool = False
+  scans: Callable[[Any], tuple[Scan, ...]] = lambda params: ()  # noqa: ARG005
 
 
 def check_params(method: str, params: Any, **expected: tuple[bool, str]) -> None:

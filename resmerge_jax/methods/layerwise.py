@@ -2,16 +2,24 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from resmerge_jax.linalg.gram import sums
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import (
   Context,
+  Findings,
   Post,
+  Scan,
   Stats,
+  TensorFacts,
+  Totals,
   Update,
+  apply_update,
   check_params,
   scaled,
 )
@@ -30,25 +38,26 @@ class Liti:
 
 @dataclasses.dataclass(frozen=True)
 class Lines:
-  """lambda_l = alpha + beta l / (L - 1), l = 0 .. L - 1. Both must be given.
+  """lambda_l = alpha + beta l / (L - 1), l = 0 .. L - 1.
 
-  `alpha`: scale of the first layer, and of all outside the layers.
+  `alpha`: scale of the first layer, and of all outside the layers. Unset: that of several
+  tasks, ||sum_i D_i||_1 / (N ||U||_1) over the whole model, found in one more pass.
   `beta`: what the last layer gets on top of it.
 
-  The paper tunes them on validation data and has no defaults: beta = 1 - alpha for a
-  single task; for N summed task vectors alpha = 1/N and beta is tuned.
+  The paper tunes beta on validation data and has no default. For a single task it tunes
+  alpha and takes beta = 1 - alpha.
   """
 
-  alpha: float = math.nan
+  alpha: float | None = None
   beta: float = math.nan
 
   def __post_init__(self) -> None:
-    expected = 'a finite number, 0 or more (there is no default)'
+    expected = 'a finite number, 0 or more'
     check_params(
       'lines',
       self,
-      alpha=(0 <= self.alpha < math.inf, expected),
-      beta=(0 <= self.beta < math.inf, expected),
+      alpha=(self.alpha is None or 0 <= self.alpha < math.inf, expected),
+      beta=(0 <= self.beta < math.inf, f'{expected} (there is no default)'),
     )
 
 
@@ -98,8 +107,35 @@ def lines(
   layer, n_layers = context.layer, context.n_layers
   depth = jnp.where(n_layers > 1, layer / jnp.maximum(n_layers - 1, 1), 1.0)
   depth = jnp.where(layer < 0, 0.0, depth)
-  factor = jnp.float32(params.alpha) + jnp.float32(params.beta) * depth
+  alpha = context.found['lines_alpha'] if params.alpha is None else params.alpha
+  factor = jnp.float32(alpha) + jnp.float32(params.beta) * depth
   return scaled(update, factor), {'factor': factor}
+
+
+def measure_l1(
+  update: Update,
+  delta_NxRxC: TaskVectors,
+  *,
+  params: Lines,  # noqa: ARG001
+) -> dict[str, jax.Array]:
+  """||mean_i D_i||_1 and ||U||_1."""
+  n = len(delta_NxRxC)
+  mean_RxC = sum(delta_NxRxC[i] for i in range(n)) / n
+  update_RxC = apply_update(update, delta_NxRxC)
+  mean, merged = sums([jnp.abs(mean_RxC), jnp.abs(update_RxC)])
+  return {'mean': mean, 'merged': merged}
+
+
+def alpha_of_several_tasks(
+  totals: Totals,
+  facts: Mapping[str, TensorFacts],  # noqa: ARG001
+  params: Lines,  # noqa: ARG001
+  before: Findings,  # noqa: ARG001
+) -> Findings:
+  """Of sums over all floating tensors; 0 where the merge changed nothing."""
+  mean, merged = totals['']['mean'], totals['']['merged']
+  alpha = mean / merged if merged > 0 else 0.0
+  return {'': {'lines_alpha': np.asarray(alpha, np.float32)}}
 
 
 def hma(
@@ -132,7 +168,15 @@ LITI = Post(
   name='liti', source='Ramé et al. 2024, arXiv 2406.16768', params=Liti, apply=liti
 )
 LINES = Post(
-  name='lines', source='Wang et al. 2024, arXiv 2410.17146', params=Lines, apply=lines
+  name='lines',
+  source='Wang et al. 2024, arXiv 2410.17146',
+  params=Lines,
+  apply=lines,
+  scans=lambda params: (
+    ()
+    if params.alpha is not None
+    else (Scan(measure_l1, alpha_of_several_tasks, True),)
+  ),
 )
 HMA = Post(
   name='hma', source='Lin et al. 2023, arXiv 2309.06256', params=Hma, apply=hma

@@ -75,6 +75,12 @@ def post_of(params: Any) -> Post:
   return _of('post', POSTS, params)
 
 
+def n_scans(params: Any, posts: Sequence[Any]) -> int:
+  """How often a tensor is read before it is merged."""
+  scans = len(method_of(params).scans(params))
+  return scans + sum(len(post_of(post).scans(post)) for post in posts)
+
+
 def needs_whole_matrix(params: Any, posts: Sequence[Any]) -> bool:
   """Whether a row of the result depends on other rows."""
   return method_of(params).whole_matrix(params) or any(

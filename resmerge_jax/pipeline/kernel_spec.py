@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,14 +15,21 @@ from resmerge_jax.sharding import mesh_for, padded
 from resmerge_jax.types import DTYPES, Family
 
 
+class ScanAt(NamedTuple):
+  """A scan: of the method, or of the post-processor with these parameters."""
+
+  number: int
+  post: Any = None
+
+
 @dataclasses.dataclass(frozen=True)
 class KernelSpec:
   """What a program is compiled for; equal specs share one.
 
   `layers` and `rows` are a step's shape before padding. `head_given`: the heads come
   as an argument (exact ones, from the host) instead of being computed. `mesh_shape`:
-  devices along layers and rows if the user has set them. `scan`: this scan of the method
-  instead of its merge. `found`: name, shape and dtype of what the scans before found.
+  devices along layers and rows if the user has set them. `scan`: this scan instead of the
+  merge. `found`: name, shape and dtype of what the scans before found.
   """
 
   params: Any
@@ -37,13 +44,13 @@ class KernelSpec:
   head_given: bool = False
   mesh_shape: tuple[int, int] | None = None
   post: tuple[Any, ...] = ()
-  scan: int | None = None
+  scan: ScanAt | None = None
   found: tuple[tuple[str, tuple[int, ...], str], ...] = ()
 
   @property
   def head_rank(self) -> int:
     """k, at most the short side; 0 where the method wants no head."""
-    if self.scan is not None:
+    if self.scan is not None and self.scan.post is None:
       return 0
     return min(method_of(self.params).head_rank(self.params), self.rows, self.cols)
 
@@ -97,7 +104,7 @@ def step_spec(
   step: Step,
   mesh_shape: tuple[int, int] | None = None,
   found: Mapping[str, np.ndarray] | None = None,
-  scan: int | None = None,
+  scan: ScanAt | None = None,
 ) -> KernelSpec:
   """The program that computes a step. `found`: of one of its tensors."""
   stack = step.stack

@@ -11,9 +11,9 @@ import numpy as np
 from resmerge_jax.linalg.gram import another_pass, row_sums
 from resmerge_jax.linalg.krylov import Head, ritz_size, top_k
 from resmerge_jax.linalg.task_vectors import TaskVectors, narrow, widen
-from resmerge_jax.methods.base import Context, Update, apply_update
+from resmerge_jax.methods.base import Context, Stats, Update, apply_update
 from resmerge_jax.methods.table import method_of, needs_float64, post_of
-from resmerge_jax.pipeline.kernel_spec import KernelSpec, device_dtype
+from resmerge_jax.pipeline.kernel_spec import KernelSpec, ScanAt, device_dtype
 from resmerge_jax.pipeline.program_cache import cached
 from resmerge_jax.sharding import (
   apart_by_layer,
@@ -142,12 +142,31 @@ def _on_stack(
   def one(stored: tuple[jax.Array, jax.Array, Context, Head | None]) -> Any:
     base_RxC, experts_NxRxC, context, head = stored
     delta_NxRxC = TaskVectors(base_RxC, experts_NxRxC)
-    if spec.scan is not None:
-      scan = method_of(spec.params).scans(spec.params)[spec.scan]
-      return scan.measure(delta_NxRxC, context=context, params=spec.params)
-    return _merge_one(spec, at_once, delta_NxRxC, context, start_PxC, head)
+    one_matrix = delta_NxRxC, context, start_PxC, head
+    if spec.scan is None:
+      return _merge_one(spec, at_once, *one_matrix)
+    return _measure_one(spec, spec.scan, at_once, *one_matrix)
 
   return each(one, (base_LxRxC, experts_LxNxRxC, context_L, head), at_once)
+
+
+def _measure_one(
+  spec: KernelSpec,
+  at: ScanAt,
+  at_once: bool,
+  delta_NxRxC: TaskVectors,
+  context: Context,
+  start_PxC: jax.Array,
+  head: Head | None,
+) -> dict[str, jax.Array]:
+  """The sums of a scan over one matrix."""
+  if at.post is None:
+    scan = method_of(spec.params).scans(spec.params)[at.number]
+    return scan.measure(delta_NxRxC, context=context, params=spec.params)
+  before = dataclasses.replace(spec, post=spec.post[: spec.post.index(at.post)])
+  update, _, _ = _update_one(before, at_once, delta_NxRxC, context, start_PxC, head)
+  scan = post_of(at.post).scans(at.post)[at.number]
+  return scan.measure(*another_pass(update, delta_NxRxC), params=at.post)
 
 
 def _merge_one(
@@ -158,7 +177,26 @@ def _merge_one(
   start_PxC: jax.Array,
   head: Head | None,
 ) -> Merged:
-  """One matrix: exact float32 differences, head, merge, post-processors, one rounding."""
+  """One matrix: exact float32 differences, the update, one rounding."""
+  update, stats, head = _update_one(
+    spec, at_once, delta_NxRxC, context, start_PxC, head
+  )
+  delta_NxRxC, update = another_pass(delta_NxRxC, update)
+  merged_RxC = widen(delta_NxRxC.base_RxC) + apply_update(update, delta_NxRxC)
+  out_RxC = narrow(merged_RxC, device_dtype(spec.out_dtype))
+  sums = _sums(*another_pass(delta_NxRxC, update, out_RxC))
+  return Merged(out_RxC, sums, stats, head)
+
+
+def _update_one(
+  spec: KernelSpec,
+  at_once: bool,
+  delta_NxRxC: TaskVectors,
+  context: Context,
+  start_PxC: jax.Array,
+  head: Head | None,
+) -> tuple[Update, Stats, Head | None]:
+  """Head, merge, post-processors of one matrix; the head is as given, or found."""
   method = method_of(spec.params)
   k = spec.head_rank
   if k and head is None:
@@ -176,11 +214,7 @@ def _merge_one(
     post = post_of(params)
     update, more = post.apply(update, delta_NxRxC, context=context, params=params)
     stats |= {f'{post.name}_{key}': value for key, value in more.items()}
-  delta_NxRxC, update = another_pass(delta_NxRxC, update)
-  merged_RxC = widen(delta_NxRxC.base_RxC) + apply_update(update, delta_NxRxC)
-  out_RxC = narrow(merged_RxC, device_dtype(spec.out_dtype))
-  sums = _sums(*another_pass(delta_NxRxC, update, out_RxC))
-  return Merged(out_RxC, sums, stats, head)
+  return update, stats, head
 
 
 def _sums(delta_NxRxC: TaskVectors, update: Update, out_RxC: jax.Array) -> Sums:

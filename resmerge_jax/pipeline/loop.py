@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from resmerge_jax.pipeline.kernel_spec import KernelSpec, as_bits
+from resmerge_jax.pipeline.kernel_spec import KernelSpec, ScanAt, as_bits
 from resmerge_jax.pipeline.kernels import Kernel, compile_kernel, random_start
 from resmerge_jax.pipeline.staging import Staged, Staging, fill, staged
 from resmerge_jax.pipeline.work import Work, computes
@@ -46,7 +46,7 @@ def run_steps(
   steps: Sequence[Step],
   finish: Callable[[Done], None],
   seconds: dict[str, float],
-  scan: int | None = None,
+  scan: ScanAt | None = None,
 ) -> None:
   """Runs the programs of `steps`, or those of one scan; `finish` gets them in order.
 

@@ -1,6 +1,6 @@
 """Reading passes before a merge, for what a method must know beyond one tensor."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,10 +9,11 @@ from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.checkpoint.model_config import ties_embeddings
 from resmerge_jax.checkpoint.tied_head import find_head
 from resmerge_jax.methods.base import Findings, Scan, TensorFacts
-from resmerge_jax.methods.table import method_of
+from resmerge_jax.methods.table import method_of, post_of
 from resmerge_jax.pipeline.fetched import held_numbers
+from resmerge_jax.pipeline.kernel_spec import ScanAt
 from resmerge_jax.pipeline.loop import Done, run_steps
-from resmerge_jax.pipeline.work import Work
+from resmerge_jax.pipeline.work import Work, computes
 from resmerge_jax.plan.rules import layer_count, layer_number
 from resmerge_jax.plan.stacks import Step
 from resmerge_jax.processes import gathered
@@ -21,25 +22,44 @@ Sums = dict[str, dict[str, np.ndarray]]  # tensor name -> sums; '' for the whole
 
 
 def run_scans(work: Work, seconds: dict[str, float]) -> None:
-  """Puts into `work.found` what the scans of every method in the plan find.
+  """Puts into `work.found` what the scans in the plan find: methods', then posts'.
 
   Reads the tensors of a method once per scan, also those that an earlier run merged,
-  unless `work.scans` has it already.
+  unless `work.scans` has it already. Post-processors with scans get every tensor.
   """
-  for params in dict.fromkeys(s.stack.chosen.method for s in work.plan.steps):
-    scans = method_of(params).scans(params) if params else ()
-    steps = [s for s in work.plan.steps if _is_scanned(s, params)] if scans else []
-    facts = _facts(work.group, [name for step in steps for name in step.names])
-    before: Findings = {}
-    for number, scan in enumerate(scans):
-      key = f'scan {number} of {params!r}'
-      if key not in work.scans:
-        totals = _measure(work, steps, number, scan, facts, seconds)
-        work.scans[key] = scan.finish(totals, facts, params, before)
-      before = _joined(before, work.scans[key])
-      work.found[params] = {
-        name: {**before.get('', {}), **before.get(name, {})} for name in facts
-      }
+  # Rows that the base lacks are not merged by the method.
+  steps = [s for s in work.plan.steps if computes(s) and s.present[0]]
+  for params in dict.fromkeys(s.stack.chosen.method for s in steps):
+    own = [s for s in steps if s.stack.chosen.method == params]
+    _run(work, own, params, method_of(params).scans(params), None, seconds)
+  for params in dict.fromkeys(p for s in steps for p in s.stack.chosen.post):
+    _run(work, steps, params, post_of(params).scans(params), params, seconds)
+
+
+def _run(
+  work: Work,
+  steps: list[Step],
+  params: Any,
+  scans: Sequence[Scan],
+  post: Any,
+  seconds: dict[str, float],
+) -> None:
+  """The scans of a method, or of the post-processor `post`, over its steps."""
+  if not scans:
+    return
+  facts = _facts(work.group, [name for step in steps for name in step.names])
+  before: Findings = {}
+  for number, scan in enumerate(scans):
+    key = f'scan {number} of {params!r}'
+    if key not in work.scans:
+      totals = _measure(work, steps, ScanAt(number, post), scan, facts, seconds)
+      work.scans[key] = scan.finish(totals, facts, params, before)
+    before = _joined(before, work.scans[key])
+    for step in steps:
+      found = work.found.setdefault(step.stack.chosen.method, {})
+      for name in step.names:
+        more = {**before.get('', {}), **before.get(name, {})}
+        found[name] = {**found.get(name, {}), **more}
 
 
 def _joined(before: Findings, now: Findings) -> Findings:
@@ -47,11 +67,6 @@ def _joined(before: Findings, now: Findings) -> Findings:
   return {
     name: {**before.get(name, {}), **now.get(name, {})} for name in {**before, **now}
   }
-
-
-def _is_scanned(step: Step, params: Any) -> bool:
-  """Whether the method gets these rows; those that the base lacks it does not."""
-  return step.stack.chosen.method == params and step.present[0]
 
 
 def _facts(group: ExpertGroup, names: Iterable[str]) -> dict[str, TensorFacts]:
@@ -71,7 +86,7 @@ def _facts(group: ExpertGroup, names: Iterable[str]) -> dict[str, TensorFacts]:
 def _measure(
   work: Work,
   steps: list[Step],
-  number: int,
+  at: ScanAt,
   scan: Scan,
   facts: Mapping[str, TensorFacts],
   seconds: dict[str, float],
@@ -96,7 +111,7 @@ def _measure(
           blocks[name, done.step.row_start] = floating
     work.progress(done.step.label, 0)
 
-  run_steps(work, [s for s in steps if work.takes_part(s)], finish, seconds, number)
+  run_steps(work, [s for s in steps if work.takes_part(s)], finish, seconds, at)
   sums: Sums = {}
   parts = gathered((counted, blocks))
   for of_process, _ in parts:

@@ -12,6 +12,7 @@ from resmerge_jax.checkpoint.memory import MemoryReader, memory_checkpoint
 from resmerge_jax.config import (
   check_choices,
   check_experts,
+  check_rules,
   choose,
   make_posts,
   merge_rules,
@@ -96,6 +97,7 @@ def merge_state_dicts(
   rest = outside_of(method_params, rest, len(named))
   # Each of several processes makes all of it: there is no place that they share.
   posts, table = make_posts(post), merge_rules(rules, method_params)
+  check_rules(table, len(named))
   devices = merge_devices(own=True, host=on_host(method_params, table, posts))
   plan = make_plan(
     group,

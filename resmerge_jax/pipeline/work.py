@@ -12,7 +12,7 @@ from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.checkpoint.reader import Reader
 from resmerge_jax.methods.base import Context, Findings
 from resmerge_jax.pipeline.context import step_context
-from resmerge_jax.pipeline.kernel_spec import KernelSpec, step_spec
+from resmerge_jax.pipeline.kernel_spec import KernelSpec, ScanAt, step_spec
 from resmerge_jax.pipeline.staging import Places, places
 from resmerge_jax.plan.plan import MergePlan
 from resmerge_jax.plan.stacks import Step
@@ -58,7 +58,9 @@ class Work:
   mesh_shape: tuple[int, int] | None = None
   owners: Mapping[str, int] | None = None
   scans: MutableMapping[str, Findings] = dataclasses.field(default_factory=dict)
-  found: MutableMapping[Any, Findings] = dataclasses.field(default_factory=dict)
+  found: MutableMapping[Any, dict[str, Mapping[str, np.ndarray]]] = dataclasses.field(
+    default_factory=dict
+  )
 
   @functools.cached_property
   def places(self) -> dict[int, Places]:
@@ -77,7 +79,7 @@ class Work:
       if i not in self.finished and self.takes_part(step)
     ]
 
-  def spec(self, step: Step, scan: int | None = None) -> KernelSpec:
+  def spec(self, step: Step, scan: ScanAt | None = None) -> KernelSpec:
     """The program of a step, or that of a scan of it."""
     found = self._found(step)
     one = found[step.names[0]] if found else None

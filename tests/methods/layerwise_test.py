@@ -92,7 +92,7 @@ def test_hma_outside_the_layers():
   [
     (lambda: Liti(-1.0), 'eta'),
     (lambda: Liti(np.inf), 'eta'),
-    (lambda: Lines(beta=1.0), 'alpha'),
+    (lambda: Lines(alpha=-0.1, beta=1.0), 'alpha'),
     (lambda: Lines(alpha=0.5), 'beta'),
     (lambda: Lines(alpha=0.5, beta=-0.5), 'beta'),
     (lambda: Hma(), 'base_weight'),

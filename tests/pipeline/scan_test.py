@@ -7,7 +7,10 @@ import pytest
 
 import resmerge_jax
 from resmerge_jax.errors import StoppedError
+from resmerge_jax.methods.layerwise import Lines
 from resmerge_jax.methods.ram import Ram
+from resmerge_jax.methods.resmerge import ResMerge
+from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.methods.ties import Ties
 from resmerge_jax.pipeline import scan
 from resmerge_jax.writers.folder import FolderWriter
@@ -84,6 +87,39 @@ def test_a_run_that_goes_on_does_not_scan_again(group, done, tmp_path, monkeypat
   groups.merge(group, output, resume=True, **settings)
   groups.assert_same_bits(groups.load(output), groups.load(whole))
   assert not partial_path(output).exists()
+
+
+@pytest.mark.parametrize(
+  'method', [TaskArithmetic(reduce='sum'), Ties(scale=0.5), ResMerge()], ids=str
+)
+def test_lines_finds_alpha_of_several_tasks(group, tmp_path, method):
+  """||sum_i D_i||_1 / (N ||U||_1) over the whole model, U as without LiNeS."""
+  settings = {'method': method, **several.SETTINGS, 'output_dtype': 'float32'}
+  plain = groups.merge(group, tmp_path / 'plain', **settings).output
+  post = (('lines', {'beta': 0.5}),)
+  manifest = groups.merge(group, tmp_path / 'lines', post=post, **settings)
+  base, *experts = (floats(path) for path in (group.base, *group.experts))
+  merged, scaled = floats(plain), floats(manifest.output)
+  summed, update = (
+    sum(np.abs(f(name)).sum() for name in base)
+    for f in (
+      lambda name: sum(e[name] - base[name] for e in experts),
+      lambda name: merged[name] - base[name],
+    )
+  )
+  alpha = summed / len(experts) / update
+  if method == TaskArithmetic(reduce='sum'):
+    assert alpha == pytest.approx(1 / len(experts), rel=1e-5)
+  found = from_plain(manifest.content['scans'][f'scan 0 of {Lines(beta=0.5)!r}'])['']
+  # Sums of float32 absolute values, and an update that the output's rounding blurs.
+  np.testing.assert_allclose(found['lines_alpha'], alpha, rtol=1e-4)
+  name = 'model.embed_tokens.weight'  # outside the layers: alpha U, rounded once more
+  want = base[name] + float(found['lines_alpha']) * (merged[name] - base[name])
+  np.testing.assert_allclose(scaled[name], want, rtol=1e-6, atol=1e-8)
+
+
+def floats(path) -> dict[str, np.ndarray]:
+  return {k: np.float64(x) for k, x in groups.load(path).items() if x.dtype.kind != 'i'}
 
 
 def method_scans(method) -> tuple:
