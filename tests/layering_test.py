@@ -31,6 +31,7 @@ ALLOWED = {
   'mergekit_yaml': NUMERIC | FILES | {'config', 'parameters'},
   'synthetic': GROUND | {'checkpoint'},
   'bench': {'checkpoint', 'synthetic', 'sizes', 'errors', 'types', 'version', '__init__'},
+  'models': GROUND | {'checkpoint', 'plan', 'writers'},
   'pipeline': NUMERIC | FILES | {'config', 'parameters', 'writers'},
   'cli': NUMERIC | FILES
   | {'config', 'parameters', 'writers', 'pipeline', 'synthetic', 'bench', 'mergekit_yaml', '__init__'},
