@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from resmerge_jax.checkpoint.remote import check_local
 from resmerge_jax.errors import InputError
 from resmerge_jax.methods.resmerge import ResMerge
 from resmerge_jax.methods.table import (
@@ -36,6 +37,7 @@ VOCAB_POLICIES = ('error', 'base_rows', 'pad')
 class MergeConfig:
   """Everything a merge depends on. Sizes in bytes, or text such as '2GiB'.
 
+  `base` and `experts` are folders, or addresses of remote ones (checkpoint/remote.py).
   `method` holds the parameters of the method itself. `rules` say which tensors get it
   (None: as the method declares), `outside` is the task arithmetic of the others (None:
   their mean, or the method itself where that is task arithmetic). `post`:
@@ -81,6 +83,7 @@ class MergeConfig:
         object.__setattr__(self, name, parse_size(value))
     if self.mesh is not None:
       object.__setattr__(self, 'mesh', parse_mesh(self.mesh))
+    check_local(self.output, 'output')
     check_choices(self.output_dtype, self.vocab, self.seed)
     check_experts(len(self.experts), self.expert_ids, self.weights, self.method)
     check_rules(rules, len(self.experts))

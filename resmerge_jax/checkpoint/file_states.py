@@ -1,10 +1,8 @@
-"""Size and time of the files a merge depends on: whether they stay what they were."""
+"""What tells that the files a merge depends on stay what they were."""
 
-import os
-import pathlib
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
+from resmerge_jax.checkpoint.files import Folder, ObjectState, State, each, state_of
 from resmerge_jax.checkpoint.folder import Checkpoint
 from resmerge_jax.errors import InputError, StoppedError
 
@@ -12,20 +10,7 @@ LEAVE_ALONE = 'leave the input folders alone until the run has ended, and start 
 BRING_BACK = 'see that the file can be read again, then run the same command'
 
 
-class FileState(NamedTuple):
-  """What changes when somebody writes to a file: size in bytes, time in ns."""
-
-  bytes: int
-  mtime_ns: int
-
-
-def state_of(file: int | pathlib.Path) -> FileState:
-  """Of a descriptor or path. Raises OSError."""
-  stat = os.stat(file)
-  return FileState(stat.st_size, stat.st_mtime_ns)
-
-
-def file_states(checkpoint: Checkpoint, copied: bool) -> dict[str, FileState]:
+def file_states(checkpoint: Checkpoint, copied: bool) -> dict[str, State]:
   """States of config.json and the weight files, with those that are `copied`.
 
   Raises:
@@ -34,8 +19,10 @@ def file_states(checkpoint: Checkpoint, copied: bool) -> dict[str, FileState]:
   assert checkpoint.path is not None, checkpoint.id
   names = [*checkpoint.shard_files, 'config.json']
   names += checkpoint.side_files if copied else ()
+  folder = checkpoint.path
   try:
-    return {name: state_of(checkpoint.path / name) for name in names}
+    states = each(folder, lambda name: state_of(folder / name), names)
+    return dict(zip(names, states, strict=True))
   except OSError as error:
     raise StoppedError(
       f'checkpoint {checkpoint.id!r}, {error.filename} cannot be read: {error.strerror}',
@@ -44,7 +31,7 @@ def file_states(checkpoint: Checkpoint, copied: bool) -> dict[str, FileState]:
 
 
 def check_unchanged(
-  sources: Iterable[tuple[Checkpoint, Mapping[str, FileState]]],
+  sources: Iterable[tuple[Checkpoint, Mapping[str, State]]],
 ) -> None:
   """Checks that every file is as it was when its state was taken.
 
@@ -55,17 +42,20 @@ def check_unchanged(
   gone, changed = [], []
   for checkpoint, states in sources:
     assert checkpoint.path is not None, checkpoint.id
-    for name, state in states.items():
-      who = f'checkpoint {checkpoint.id!r}, {checkpoint.path / name}'
+    folder = checkpoint.path
+
+    def now_of(name: str, folder: Folder = folder) -> State | OSError:
       try:
-        now = state_of(checkpoint.path / name)
+        return state_of(folder / name)
       except OSError as error:
-        gone.append(f'{who} cannot be read: {error.strerror}')
-        continue
-      if now != state:
-        changed.append(f'{who}: {now.bytes} bytes, it had {state.bytes}; ' + (
-          'its time changed' if now.mtime_ns != state.mtime_ns else 'same time'
-        ))  # fmt: skip
+        return error
+
+    for name, now in zip(states, each(folder, now_of, states), strict=True):
+      who = f'checkpoint {checkpoint.id!r}, {folder / name}'
+      if isinstance(now, OSError):
+        gone.append(f'{who} cannot be read: {now.strerror}')
+      elif now != states[name]:
+        changed.append(f'{who}: {_change(states[name], now)}')
   if changed:
     raise InputError(
       'input files were changed while they were merged',
@@ -77,3 +67,10 @@ def check_unchanged(
     raise StoppedError(
       'input files vanished while they were merged', gone, fix=BRING_BACK
     )
+
+
+def _change(before: State, now: State) -> str:
+  if isinstance(now, ObjectState) or isinstance(before, ObjectState):
+    return f'version {now[0]}, it was {before[0]}'
+  time = 'its time changed' if now.mtime_ns != before.mtime_ns else 'same time'
+  return f'{now.bytes} bytes, it had {before.bytes}; {time}'

@@ -7,7 +7,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from resmerge_jax.checkpoint.files import Folder
 from resmerge_jax.checkpoint.json_object import load_json_object
+from resmerge_jax.checkpoint.remote import (
+  RemoteFolder,
+  open_remote,
+  scheme_of,
+)
 from resmerge_jax.checkpoint.shards import INDEX, read_shards
 from resmerge_jax.errors import InputError
 from resmerge_jax.types import QUANTISED_CODES, TensorRef
@@ -45,13 +51,17 @@ class Checkpoint:
   """
 
   id: str
-  path: pathlib.Path | None
+  path: Folder | None
   config: Mapping[str, Any]
   tensors: Mapping[str, TensorRef]  # in shard-file order, then offset order
   shard_files: tuple[str, ...] = ()
   side_files: tuple[str, ...] = ()
   header_sha256: str = ''  # over all shard headers, in file order
   warnings: tuple[str, ...] = ()
+
+  @property
+  def is_remote(self) -> bool:
+    return isinstance(self.path, RemoteFolder)
 
   @property
   def nbytes(self) -> int:
@@ -65,16 +75,17 @@ def open_checkpoint(
   """Reads config, index and shard headers of the folder at `path`, but no weights.
 
   Args:
-    path: a Hugging Face model folder; it and its files may be symbolic links.
+    path: a Hugging Face model folder; it and its files may be symbolic links. Or the
+      address of one: gs://BUCKET/PATH, s3://BUCKET/PATH, hf://OWNER/NAME[@REVISION].
     id: the folder's name unless given.
     role: what errors and warnings call it: 'base', "expert 'math'".
 
   Raises:
     InputError: not a readable, unquantised, complete safetensors model folder.
   """
-  folder = pathlib.Path(os.path.abspath(os.path.expanduser(path)))
+  folder = _folder_at(path, role)
   who = f'{role} {folder}'
-  names = _list_files(folder, who)
+  names, folders = _list(folder, who)
   _check_kind(names, who)
   config = _read_config(folder, who)
   _check_config_quantisation(config, who)
@@ -89,19 +100,32 @@ def open_checkpoint(
     shard_files=shards.files,
     side_files=tuple(side_files),
     header_sha256=shards.header_sha256,
-    warnings=(*shards.warnings, *_folder_warnings(folder, names, who)),
+    warnings=(*shards.warnings, *_folder_warnings(names, folders, who)),
   )
 
 
-def _list_files(folder: pathlib.Path, who: str) -> list[str]:
-  """Sorted names of the visible files at the top of `folder`, broken links included."""
+def _folder_at(path: str | os.PathLike, role: str) -> Folder:
+  if scheme_of(path):
+    return open_remote(os.fspath(path), role)
+  return pathlib.Path(os.path.abspath(os.path.expanduser(path)))
+
+
+def _list(folder: Folder, who: str) -> tuple[list[str], list[str]]:
+  """Sorted names of visible files and folders at the top; broken links are files."""
+  if isinstance(folder, RemoteFolder):
+    files, folders = list(folder.files), list(folder.folders)
+  else:
+    names = _list_local(folder, who)
+    folders = [name for name in names if (folder / name).is_dir()]
+    files = [name for name in names if name not in folders]
+  return [n for n in files if n[0] != '.'], [n for n in folders if n[0] != '.']
+
+
+def _list_local(folder: pathlib.Path, who: str) -> list[str]:
   if not os.path.lexists(folder):
     fix = 'check the path'
     if not folder.parent.exists():
-      fix += (
-        '; models are read from local folders: fetch one from the Hugging Face Hub '
-        'with `hf download OWNER/NAME --local-dir DIR`'
-      )
+      fix += '; a model of the Hugging Face Hub is hf://OWNER/NAME'
     raise InputError(f'{who}: no such folder', fix=fix)
   if not folder.is_dir():
     raise InputError(
@@ -109,14 +133,9 @@ def _list_files(folder: pathlib.Path, who: str) -> list[str]:
       fix='give the folder that holds config.json and the *.safetensors files',
     )
   try:
-    entries = sorted(os.listdir(folder))
+    return sorted(os.listdir(folder))
   except OSError as error:
     raise InputError(f'{who}: cannot be listed: {error.strerror}') from error
-  return [
-    name
-    for name in entries
-    if not name.startswith('.') and not (folder / name).is_dir()
-  ]
 
 
 def _check_kind(names: list[str], who: str) -> None:
@@ -149,7 +168,7 @@ def _check_kind(names: list[str], who: str) -> None:
     )
 
 
-def _read_config(folder: pathlib.Path, who: str) -> dict[str, Any]:
+def _read_config(folder: Folder, who: str) -> dict[str, Any]:
   file = folder / 'config.json'
   try:
     return load_json_object(file.read_bytes())
@@ -205,7 +224,7 @@ def _is_side_file(name: str) -> bool:
   )
 
 
-def _folder_warnings(folder: pathlib.Path, names: list[str], who: str) -> list[str]:
+def _folder_warnings(names: list[str], folders: list[str], who: str) -> list[str]:
   """What a user should know about the files that are not safetensors."""
   warnings = []
   if not TOKENIZER_FILES.intersection(names):
@@ -213,11 +232,6 @@ def _folder_warnings(folder: pathlib.Path, names: list[str], who: str) -> list[s
   foreign = [name for name in names if name.endswith(FOREIGN_SUFFIXES)]
   if foreign:
     warnings.append(f'{who}: neither read nor copied: {", ".join(foreign)}')
-  folders = [
-    entry.name
-    for entry in sorted(folder.iterdir())
-    if entry.is_dir() and not entry.name.startswith('.')
-  ]
   if folders:
     warnings.append(f'{who}: sub-folders are not copied: {", ".join(folders)}')
   return warnings

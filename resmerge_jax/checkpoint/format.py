@@ -4,6 +4,7 @@ The JSON maps each tensor name to its dtype, shape and [begin, end) byte offsets
 from the end of the header. Data is gap free; nothing requires it to be aligned.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -13,7 +14,9 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from resmerge_jax.checkpoint.files import File, OpenFile, open_file, read_at
 from resmerge_jax.checkpoint.json_object import load_json_object
+from resmerge_jax.checkpoint.remote import RemoteFile
 from resmerge_jax.errors import InputError, StoppedError
 from resmerge_jax.types import DTYPES, TensorRef
 
@@ -37,16 +40,23 @@ class Header:
     return len(self.raw)
 
 
-def read_header(path: str | os.PathLike) -> Header:
+def read_header(path: str | os.PathLike | RemoteFile) -> Header:
   """Reads and checks the header of the safetensors file at `path`, but no weights.
 
   Raises:
     InputError: the file cannot be read, is truncated, or its header is not valid.
   """
-  path = pathlib.Path(path)
-  raw, n_file = _read_raw(path)
-  entries, metadata = _parse(path, raw[_LENGTH_BYTES:])
-  refs = _refs(path, entries, len(raw))
+  path = path if isinstance(path, RemoteFile) else pathlib.Path(path)
+  try:
+    with contextlib.closing(open_file(path)) as file:
+      raw = _read_raw(path, file)
+      entries, metadata = _parse(path, raw[_LENGTH_BYTES:])
+      refs = _refs(path, entries, len(raw))
+      n_file = file.size(
+        max((ref.start + ref.nbytes for ref in refs), default=len(raw))
+      )
+  except OSError as error:
+    raise StoppedError(f'{path}: cannot be read: {error.strerror}') from error
   _check_layout(path, refs, len(raw), n_file)
   return Header({ref.name: ref for ref in refs}, metadata, raw)
 
@@ -86,44 +96,39 @@ def encode_header(
   return raw, tuple(dataclasses.replace(ref, start=start) for ref, start in placed)
 
 
-def _read_raw(path: pathlib.Path) -> tuple[bytes, int]:
-  """The bytes before the data, and the size of the file."""
-  try:
-    with open(path, 'rb') as file:
-      n_file = os.fstat(file.fileno()).st_size
-      length = file.read(_LENGTH_BYTES)
-      if len(length) < _LENGTH_BYTES:
-        raise InputError(
-          f'{path}: truncated: {n_file} bytes present, a safetensors file has at least '
-          f'{_LENGTH_BYTES}',
-          fix=_COPY_AGAIN,
-        )
-      n_header = int.from_bytes(length, 'little')
-      if length == b'version ':
-        raise InputError(
-          f'{path}: a Git LFS pointer instead of the weights',
-          fix='run `git lfs pull` in that folder, or download the file',
-        )
-      if n_header > MAX_HEADER_BYTES:
-        raise InputError(
-          f'{path}: header too large: {n_header} bytes declared, the safetensors limit '
-          f'is {MAX_HEADER_BYTES}',
-          why='the file is damaged, or is not a safetensors file',
-          fix=_COPY_AGAIN,
-        )
-      header = file.read(n_header)
-  except OSError as error:
-    raise StoppedError(f'{path}: cannot be read: {error.strerror}') from error
+def _read_raw(path: File, file: OpenFile) -> bytes:
+  """The bytes before the data. Raises InputError or OSError."""
+  length = read_at(file, 0, _LENGTH_BYTES)
+  if len(length) < _LENGTH_BYTES:
+    raise InputError(
+      f'{path}: truncated: {len(length)} bytes present, a safetensors file has at least '
+      f'{_LENGTH_BYTES}',
+      fix=_COPY_AGAIN,
+    )
+  n_header = int.from_bytes(length, 'little')
+  if length == b'version ':
+    raise InputError(
+      f'{path}: a Git LFS pointer instead of the weights',
+      fix='run `git lfs pull` in that folder, or download the file',
+    )
+  if n_header > MAX_HEADER_BYTES:
+    raise InputError(
+      f'{path}: header too large: {n_header} bytes declared, the safetensors limit '
+      f'is {MAX_HEADER_BYTES}',
+      why='the file is damaged, or is not a safetensors file',
+      fix=_COPY_AGAIN,
+    )
+  header = read_at(file, _LENGTH_BYTES, _LENGTH_BYTES + n_header)
   if len(header) < n_header:
     raise InputError(
       f'{path}: truncated inside the header: {_LENGTH_BYTES + n_header} bytes declared, '
-      f'{n_file} bytes present',
+      f'{_LENGTH_BYTES + len(header)} bytes present',
       fix=_COPY_AGAIN,
     )
-  return length + header, n_file
+  return length + header
 
 
-def _parse(path: pathlib.Path, text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+def _parse(path: File, text: bytes) -> tuple[dict[str, Any], dict[str, str]]:
   """Tensor entries and metadata of the header's JSON."""
   duplicates: list[str] = []
   try:
@@ -152,9 +157,7 @@ def _parse(path: pathlib.Path, text: bytes) -> tuple[dict[str, Any], dict[str, s
   return entries, metadata
 
 
-def _refs(
-  path: pathlib.Path, entries: Mapping[str, Any], data_start: int
-) -> list[TensorRef]:
+def _refs(path: File, entries: Mapping[str, Any], data_start: int) -> list[TensorRef]:
   """Refs in offset order; every entry is well formed and as long as its shape says."""
   malformed = [
     f'{name!r}: {problem}'
@@ -212,7 +215,7 @@ def _is_sizes(value: Any) -> bool:
 
 
 def _check_layout(
-  path: pathlib.Path, refs: list[TensorRef], data_start: int, n_file: int
+  path: File, refs: list[TensorRef], data_start: int, n_file: int
 ) -> None:
   """Raises unless the tensors cover the data section exactly once."""
   problems, end = [], data_start

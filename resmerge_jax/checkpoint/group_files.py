@@ -1,8 +1,8 @@
 """Where an expert's config.json and tokenizer are not the base's: warnings."""
 
 import hashlib
-import pathlib
 
+from resmerge_jax.checkpoint.files import File
 from resmerge_jax.checkpoint.folder import Checkpoint
 from resmerge_jax.checkpoint.model_config import config_differences
 from resmerge_jax.errors import InputError
@@ -49,7 +49,7 @@ def tokenizer_warnings(base: Checkpoint, expert: Checkpoint) -> list[str]:
   return []
 
 
-def _sha256(file: pathlib.Path) -> bytes:
+def _sha256(file: File) -> bytes:
   try:
     return hashlib.sha256(file.read_bytes()).digest()
   except OSError as error:

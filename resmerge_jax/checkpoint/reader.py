@@ -3,19 +3,14 @@
 A row is a row of the tensor's matrix view (`TensorRef.rows`, `TensorRef.cols`).
 """
 
-import os
 import threading
 from collections.abc import Mapping
 from typing import Protocol, Self
 
 import numpy as np
 
-from resmerge_jax.checkpoint.file_states import (
-  BRING_BACK,
-  LEAVE_ALONE,
-  FileState,
-  state_of,
-)
+from resmerge_jax.checkpoint.file_states import BRING_BACK, LEAVE_ALONE
+from resmerge_jax.checkpoint.files import OpenFile, State, open_file
 from resmerge_jax.checkpoint.folder import Checkpoint
 from resmerge_jax.checkpoint.format import read_header
 from resmerge_jax.errors import InputError, StoppedError
@@ -42,22 +37,20 @@ def block_bytes(ref: TensorRef, row_start: int, row_stop: int) -> tuple[int, int
 
 
 class CheckpointReader:
-  """Reads the shard files of a folder; any number of threads may call `read_into`.
+  """Reads the shard files of a folder, local or remote; any number of threads may call `read_into`.
 
   Use as a context manager. A file is opened at its first read and must not change
   between the reading of its header and the end of the run. `states`: what the files
   must still be when they are opened, if that is known.
   """
 
-  def __init__(
-    self, checkpoint: Checkpoint, states: Mapping[str, FileState] | None = None
-  ):
+  def __init__(self, checkpoint: Checkpoint, states: Mapping[str, State] | None = None):
     assert checkpoint.path is not None, checkpoint.id
     self._checkpoint = checkpoint
     self._states = states or {}
     self._folder = checkpoint.path
     self._lock = threading.Lock()
-    self._files: dict[str, tuple[int, FileState]] = {}  # fd, state when opened
+    self._files: dict[str, tuple[OpenFile, State]] = {}  # with its state when opened
 
   def __enter__(self) -> Self:
     return self
@@ -65,8 +58,8 @@ class CheckpointReader:
   def __exit__(self, *exception: object) -> None:
     with self._lock:
       while self._files:
-        _, (fd, _) = self._files.popitem()
-        os.close(fd)
+        _, (file, _) = self._files.popitem()
+        file.close()
 
   def read_into(
     self, ref: TensorRef, row_start: int, row_stop: int, out: np.ndarray
@@ -81,27 +74,27 @@ class CheckpointReader:
     assert out.dtype == np.uint8, out.dtype
     assert out.shape == (end - begin,), (out.shape, begin, end)
     try:
-      fd, state = self._open(ref)
+      file, state = self._open(ref)
       view, offset = out.data, ref.start + begin
       while view:
-        n_read = os.preadv(fd, [view], offset)
+        n_read = file.read_into(view, offset)
         if n_read == 0:
-          size = os.fstat(fd).st_size
+          size = file.size()
           raise self._error(ref, f'ends at byte {size}, byte {offset} is wanted')
         view, offset = view[n_read:], offset + n_read
-      if state_of(fd) != state:
+      if file.state() != state:
         raise self._error(ref, 'was changed while it was read')
     except OSError as error:
       text = self._describe(ref, f'cannot be read: {error.strerror}')
       raise StoppedError(text, fix=BRING_BACK) from error
 
-  def _open(self, ref: TensorRef) -> tuple[int, FileState]:
+  def _open(self, ref: TensorRef) -> tuple[OpenFile, State]:
     with self._lock:
       if ref.file not in self._files:
         self._check_header(ref)
-        fd = os.open(self._folder / ref.file, os.O_RDONLY)
-        state = state_of(fd)
-        self._files[ref.file] = fd, state
+        file = open_file(self._folder / ref.file)
+        state = file.state()
+        self._files[ref.file] = file, state
         if state != self._states.get(ref.file, state):
           raise self._error(ref, 'was changed after its header had been read')
       return self._files[ref.file]

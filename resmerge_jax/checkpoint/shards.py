@@ -3,9 +3,9 @@
 import collections
 import dataclasses
 import hashlib
-import pathlib
 from collections.abc import Mapping, Sequence
 
+from resmerge_jax.checkpoint.files import Folder, each
 from resmerge_jax.checkpoint.format import Header, read_header
 from resmerge_jax.checkpoint.json_object import load_json_object
 from resmerge_jax.errors import InputError
@@ -27,7 +27,7 @@ class Shards:
   warnings: tuple[str, ...]
 
 
-def read_shards(folder: pathlib.Path, names: Sequence[str], who: str) -> Shards:
+def read_shards(folder: Folder, names: Sequence[str], who: str) -> Shards:
   """Headers of the shards among the files `names` of `folder`, checked with the index.
 
   Raises:
@@ -67,7 +67,7 @@ def read_shards(folder: pathlib.Path, names: Sequence[str], who: str) -> Shards:
   )
 
 
-def _read_index(folder: pathlib.Path, names: Sequence[str], who: str) -> dict[str, str]:
+def _read_index(folder: Folder, names: Sequence[str], who: str) -> dict[str, str]:
   """The weight map: tensor name -> file, all of them files of this folder."""
   duplicates: list[str] = []
   try:
@@ -108,16 +108,18 @@ def _read_index(folder: pathlib.Path, names: Sequence[str], who: str) -> dict[st
   return weight_map
 
 
-def _read_headers(
-  folder: pathlib.Path, files: Sequence[str], who: str
-) -> dict[str, Header]:
+def _read_headers(folder: Folder, files: Sequence[str], who: str) -> dict[str, Header]:
   """Headers by file name; what is wrong with several files comes as one error."""
-  headers, errors = {}, []
-  for file in files:
+
+  def header_of(file: str) -> Header | InputError:
     try:
-      headers[file] = read_header(folder / file)
+      return read_header(folder / file)
     except InputError as error:
-      errors.append(error)
+      return error
+
+  found = dict(zip(files, each(folder, header_of, files), strict=True))
+  headers = {file: h for file, h in found.items() if isinstance(h, Header)}
+  errors = [error for error in found.values() if isinstance(error, InputError)]
   if len(errors) == 1:
     text = str(errors[0]).removeprefix(f'{folder}/')
     raise InputError(f'{who}: {text}') from errors[0]

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from absl import flags
 
+from resmerge_jax.checkpoint.remote import scheme_of
 from resmerge_jax.cli.app import no_arguments, run_app
 from resmerge_jax.cli.runtime import keep_programs
 from resmerge_jax.config import OUTPUT_DTYPES, MergeConfig, config_from
@@ -37,6 +38,7 @@ def main(argv: list[str]) -> None:
   no_arguments(argv)
   experts = flags.FLAGS.experts or []
   command = score_command(flags.FLAGS.score)
+  check_folders(experts)
   prepare(_config(experts, flags.FLAGS.output, flags.FLAGS.overwrite))
   keep_programs()
   with _trials(pathlib.Path(flags.FLAGS.output)) as folder:
@@ -86,6 +88,14 @@ def score_command(text: str | None) -> list[str]:
       fix="write --score='python evaluate.py --model={model}'",
     )
   return words
+
+
+def check_folders(experts: Sequence[str]) -> None:
+  """Every expert is scored alone, by a command that opens folders."""
+  if remote := [expert for expert in experts if scheme_of(expert)]:
+    raise InputError(
+      'experts that --score cannot open', remote, fix='copy them into local folders'
+    )
 
 
 def score_of(command: Sequence[str], folder: pathlib.Path) -> float:

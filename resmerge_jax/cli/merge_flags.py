@@ -62,8 +62,14 @@ def _define_plain_flags() -> None:
     None,
     'configuration of mergekit to take base, experts, method, weights and dtype from',
   )
-  flags.DEFINE_string('base', None, 'folder of the base model')
-  flags.DEFINE_list('experts', None, 'folders of the experts, comma-separated')
+  flags.DEFINE_string(
+    'base',
+    None,
+    'folder of the base model, or its address: gs://, s3://, hf://OWNER/NAME[@REVISION]',
+  )
+  flags.DEFINE_list(
+    'experts', None, 'folders or addresses of the experts, comma-separated'
+  )
   flags.DEFINE_list('expert_ids', None, "ids of the experts (default: folders' names)")
   flags.DEFINE_string('output', None, 'folder to write; must not exist or be empty')
   flags.DEFINE_enum(

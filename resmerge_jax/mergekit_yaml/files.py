@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from resmerge_jax.checkpoint.remote import scheme_of
 from resmerge_jax.errors import InputError
 from resmerge_jax.mergekit_yaml.keys import expect, get, refuse
 
@@ -13,8 +14,10 @@ DTYPES = ('bfloat16', 'float16', 'float32')
 def local_folder(value: Any, where: str) -> str:
   """The folder that a reference to a model names; relative to the working directory.
 
+  An address (gs://, s3://, hf://), which mergekit does not know, stays as it is.
+
   Raises:
-    InputError: it names a LoRA, a revision or a model of the hub, or nothing at all.
+    InputError: it names a LoRA, a model of the hub without hf://, or nothing at all.
   """
   if not isinstance(value, str):
     raise InputError(
@@ -28,14 +31,16 @@ def local_folder(value: Any, where: str) -> str:
       'in mergekit the part after + is a LoRA, which is not applied here',
       'merge it into its model first (PeftModel.merge_and_unload), or rename the folder',
     )
+  if scheme_of(value):
+    return value
   path = pathlib.Path(value).expanduser()
   if not path.is_dir():
     raise refuse(
       where,
       value,
-      'there is no such folder, and models of the hub are not fetched here',
-      f'fetch it first (hf download {value.partition("@")[0]} --local-dir FOLDER) and '
-      'write FOLDER',
+      'there is no such folder, and models of the hub are not fetched unasked',
+      f'write hf://{value}, or fetch it first (hf download {value.partition("@")[0]} '
+      '--local-dir FOLDER) and write FOLDER',
     )
   return str(path)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from resmerge_jax.checkpoint.files import AT_ONCE
 from resmerge_jax.pipeline.kernel_spec import KernelSpec, ScanAt, as_bits
 from resmerge_jax.pipeline.kernels import Kernel, compile_kernel, random_start
 from resmerge_jax.pipeline.staging import Staged, Staging, fill, staged
@@ -54,11 +55,12 @@ def run_steps(
   """
   running: Any = None
   left = deque(steps)
+  remote = any(source.is_remote for source in work.group.sources)
   specs = {id(step): work.spec(step, scan) for step in steps if computes(step)}
   with contextlib.ExitStack() as cleanup:
     pools = [
       cleanup.enter_context(_cancelling(ThreadPoolExecutor(n)))
-      for n in (COMPILE_THREADS, READ_THREADS, 1, 1)
+      for n in (COMPILE_THREADS, AT_ONCE if remote else READ_THREADS, 1, 1)
     ]
     compiling, reading, fetching, finishing = pools
     kernels = {

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-from resmerge_jax.checkpoint.file_states import FileState
+from resmerge_jax.checkpoint.files import State
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.config import MergeConfig, to_plain
 from resmerge_jax.methods.table import method_of
@@ -46,7 +46,7 @@ def plan_facts(
   config: MergeConfig,
   group: ExpertGroup,
   plan: MergePlan,
-  states: tuple[Mapping[str, FileState], ...],
+  states: tuple[Mapping[str, State], ...],
 ) -> dict[str, Any]:
   """The part of manifest.json that is known before a weight is read.
 

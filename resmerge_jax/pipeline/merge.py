@@ -11,10 +11,12 @@ from typing import Any
 
 import jax
 
-from resmerge_jax.checkpoint.file_states import FileState, check_unchanged, file_states
+from resmerge_jax.checkpoint.file_states import check_unchanged, file_states
+from resmerge_jax.checkpoint.files import State
 from resmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from resmerge_jax.checkpoint.group import ExpertGroup, check_group
 from resmerge_jax.checkpoint.reader import CheckpointReader
+from resmerge_jax.checkpoint.remote import folder_name, scheme_of
 from resmerge_jax.config import MergeConfig, choose, outside_of
 from resmerge_jax.errors import InputError
 from resmerge_jax.pipeline.chips import device_facts
@@ -52,7 +54,7 @@ class Prepared:
   config: MergeConfig
   group: ExpertGroup
   plan: MergePlan
-  states: tuple[Mapping[str, FileState], ...]
+  states: tuple[Mapping[str, State], ...]
   found: Found = dataclasses.field(default_factory=Found)
   notes: tuple[str, ...] = ()
 
@@ -122,7 +124,8 @@ def prepare(
   if found.complete:
     notes = ['the output is complete: --resume verifies it and changes nothing']
   else:
-    inputs = [pathlib.Path(path) for path in (config.base, *config.experts)]
+    places = [p for p in (config.base, *config.experts) if scheme_of(p) is None]
+    inputs = [pathlib.Path(place) for place in places]
     notes = check_output(
       config.output, inputs, plan.bytes_written, config.overwrite, found.stopped
     )
@@ -138,7 +141,7 @@ def _open_all(config: MergeConfig) -> list[Checkpoint]:
   """Base, then experts. Every folder that cannot be used is named at once."""
   ids = config.expert_ids or (None,) * len(config.experts)
   wanted = [(config.base, None, 'base')] + [
-    (path, id, f'expert {id or pathlib.Path(path).name!r}')
+    (path, id, f'expert {id or folder_name(path)!r}')
     for path, id in zip(config.experts, ids, strict=True)
   ]
   opened, errors = [], []

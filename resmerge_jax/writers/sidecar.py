@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from resmerge_jax.checkpoint.folder import Checkpoint
+from resmerge_jax.errors import StoppedError
 from resmerge_jax.types import TensorRef
 
 _DTYPE_FIELDS = ('dtype', 'torch_dtype')
@@ -47,11 +48,21 @@ def output_config(
   return (json.dumps(content, indent=2) + '\n').encode(), notes
 
 
-def copied_side_files(base: Checkpoint) -> dict[str, pathlib.Path]:
-  """Name in the output -> file of the base that is copied byte for byte."""
-  if base.path is None:
+def copied_side_files(base: Checkpoint) -> dict[str, bytes | pathlib.Path]:
+  """Name in the output -> file of the base that is copied, or its content if remote.
+
+  Raises:
+    StoppedError: a remote file cannot be read.
+  """
+  folder = base.path
+  if folder is None:
     return {}
-  return {name: base.path / name for name in base.side_files}
+  if isinstance(folder, pathlib.Path):
+    return {name: folder / name for name in base.side_files}
+  try:
+    return {name: (folder / name).read_bytes() for name in base.side_files}
+  except OSError as error:
+    raise StoppedError(f'{error.filename} cannot be read: {error.strerror}') from error
 
 
 def _sections(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -103,8 +103,8 @@ def test_warnings(tmp_path):
 
 def test_missing_folder_and_file(tmp_path):
   assert 'no such folder' in error_of(tmp_path / 'gone')
-  assert 'hf download' not in error_of(tmp_path / 'gone')
-  assert 'hf download OWNER/NAME' in error_of(tmp_path / 'Qwen' / 'Qwen3')
+  assert 'hf://' not in error_of(tmp_path / 'gone')
+  assert 'hf://OWNER/NAME' in error_of(tmp_path / 'Qwen' / 'Qwen3')
   (tmp_path / 'file').write_text('')
   assert 'a file, not a folder' in error_of(tmp_path / 'file')
 

@@ -28,7 +28,7 @@ CHANGES = [  # of TASK_ARITHMETIC: text, its replacement, parts of the message
     'base_model: base',
     'base_model: meta-llama/Llama-3.1-8B',
     'base_model: meta-llama/Llama-3.1-8B cannot be honoured',
-    'hf download meta-llama/Llama-3.1-8B --local-dir FOLDER',
+    'write hf://meta-llama/Llama-3.1-8B, or fetch it first (hf download meta',
   ),
   (
     '- model: a',
