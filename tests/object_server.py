@@ -31,12 +31,13 @@ class Server:
   """`url` answers for `root`: BUCKET/FOLDER/FILE, or of a hub OWNER/NAME/COMMIT/FILE.
 
   `faults`: statuses of the next answers about files whose name matches, in turn.
-  `refs`: of a hub, revision -> commit. `cdn`: where a hub sends readers.
+  `whole`: ranges are ignored, as HTTP allows. `refs`: of a hub, revision -> commit. `cdn`: where a hub sends readers.
   """
 
   def __init__(self, root: pathlib.Path, kind: type['_Handler']):
     self.root, self.log = root, list[Request]()
     self.faults: list[tuple[str, int]] = []
+    self.whole = False
     self.refs: dict[str, str] = {}
     self.cdn: Server | None = None
     self._http = http.server.ThreadingHTTPServer(('127.0.0.1', 0), kind)
@@ -112,12 +113,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
   def send_file(self, path: pathlib.Path, **headers: Any) -> None:
     file = str(path.relative_to(self.store.root))
     if self.faulty(file):
-      return
+      return None
     if not path.is_file():
       return self.send(file, 404)
     content = path.read_bytes()
     span = re.fullmatch(r'bytes=(\d+)-(\d+)', self.headers.get('Range') or '')
-    if span is None:
+    if span is None or self.store.whole:
       return self.send(file, 200, content, **headers)
     begin, end = int(span[1]), min(int(span[2]) + 1, len(content))
     if begin >= len(content):
@@ -137,7 +138,7 @@ class GoogleStorage(_Handler):
     bucket, name = parts[3], '/'.join(parts[5:])
     if not name:
       if self.faulty(''):
-        return
+        return None
       first, last = query.get('startOffset', ''), query.get('endOffset')
       keys = [k for k in self.keys(bucket) if first <= k and (not last or k < last)]
       items = [{'name': key, 'generation': '1'} for key in keys]
@@ -149,7 +150,7 @@ class GoogleStorage(_Handler):
     described = {'name': name, 'generation': str(generation), 'size': '0'}
     file = str(path.relative_to(self.store.root))
     if self.faulty(file):
-      return
+      return None
     if not path.is_file():
       return self.send(file, 404)
     return self.send(file, 200, json.dumps(described).encode())
@@ -164,7 +165,7 @@ class S3(_Handler):
       return self.send('', 200, x_amz_bucket_region='us-east-1')
     if not name:
       if self.faulty(''):
-        return
+        return None
       keys = [k for k in self.keys(bucket) if k.startswith(query.get('prefix', ''))]
       keys = [k for k in keys if k > query.get('continuation-token', '')]
       page = ''.join(f'<Contents><Key>{escape(k)}</Key></Contents>' for k in keys[:2])
@@ -192,7 +193,7 @@ class Hub(_Handler):
   def answer(self, parts: list[str], query: dict[str, str]) -> None:
     del query
     if self.faulty('/'.join(parts)):
-      return
+      return None
     if parts[0] != 'api':
       owner, name, _, commit, *file = parts
       place = '/'.join([owner, name, commit, *file])
@@ -215,7 +216,9 @@ class Hub(_Handler):
       'sha': commit,
       'siblings': [{'rfilename': file} for file in files],
     }
-    return self.send('', 200, json.dumps(model).encode(), Content_Type='application/json')
+    return self.send(
+      '', 200, json.dumps(model).encode(), Content_Type='application/json'
+    )
 
 
 class Cdn(_Handler):

@@ -60,13 +60,17 @@ def remote(scheme: str, root: pathlib.Path) -> Iterator[Remote]:
         )
       )
     variables = {
-      'TENSORSTORE_GCS_HTTP_URL': server.url,
-      'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'gs_secret',  # or it asks Google's machines
-      'AWS_ENDPOINT_URL': server.url,
-      'AWS_EC2_METADATA_DISABLED': 'true',
-      'AWS_ACCESS_KEY_ID': 'key',
-      'AWS_SECRET_ACCESS_KEY': 'secret',
-      'HF_TOKEN': TOKEN,
+      'gs': {
+        'TENSORSTORE_GCS_HTTP_URL': server.url,
+        'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'secret',  # or it asks Google's machines
+      },
+      's3': {
+        'AWS_ENDPOINT_URL': server.url,
+        'AWS_EC2_METADATA_DISABLED': 'true',
+        'AWS_ACCESS_KEY_ID': 'key',
+        'AWS_SECRET_ACCESS_KEY': 'secret',
+      },
+      'hf': {'HF_TOKEN': TOKEN},
     }
-    stack.enter_context(mock.patch.dict(os.environ, variables))
+    stack.enter_context(mock.patch.dict(os.environ, variables[scheme]))
     yield Remote(scheme, root, server, files)

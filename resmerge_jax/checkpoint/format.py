@@ -49,15 +49,18 @@ def read_header(path: str | os.PathLike | RemoteFile) -> Header:
   path = path if isinstance(path, RemoteFile) else pathlib.Path(path)
   try:
     with contextlib.closing(open_file(path)) as file:
-      raw = _read_raw(path, file)
-      entries, metadata = _parse(path, raw[_LENGTH_BYTES:])
-      refs = _refs(path, entries, len(raw))
-      n_file = file.size(
-        max((ref.start + ref.nbytes for ref in refs), default=len(raw))
-      )
+      return header_of(path, file)
   except OSError as error:
     raise StoppedError(f'{path}: cannot be read: {error.strerror}') from error
-  _check_layout(path, refs, len(raw), n_file)
+
+
+def header_of(path: File, file: OpenFile) -> Header:
+  """The same of `file`, which is `path` opened. Raises OSError if it cannot be read."""
+  raw = _read_raw(path, file)
+  entries, metadata = _parse(path, raw[_LENGTH_BYTES:])
+  refs = _refs(path, entries, len(raw))
+  end = max((ref.start + ref.nbytes for ref in refs), default=len(raw))
+  _check_layout(path, refs, len(raw), file.size(end))
   return Header({ref.name: ref for ref in refs}, metadata, raw)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import tensorstore
 
 from resmerge_jax.checkpoint.remote import failed
+from resmerge_jax.errors import InputError
 
 # About half a minute; then the run stops, and --resume continues it.
 _RETRIES = {'max_retries': 6, 'initial_delay': '500ms', 'max_delay': '16s'}
@@ -27,7 +28,7 @@ _OUT_OF_RANGE = 'OUT_OF_RANGE'
 class ObjectStore:
   """The folder `place`, BUCKET or BUCKET/PATH, of 'gs' or 's3'."""
 
-  def __init__(self, scheme: str, place: str):
+  def __init__(self, scheme: str, place: str, who: str):
     self._scheme, self._place = scheme, place
     bucket, _, path = place.partition('/')
     driver = {'gs': 'gcs', 's3': 's3'}[scheme]
@@ -40,8 +41,11 @@ class ObjectStore:
     }
     try:
       self._files = tensorstore.KvStore.open(spec).result(_TIMEOUT_S)
-    except Exception as error:
-      raise _os_error(error, self.address) from error
+    except ValueError as error:  # asks nobody yet
+      raise InputError(
+        f'{who}: not the address of a folder: {failed(error, place).strerror}',
+        fix=f'write {scheme}://BUCKET/PATH',
+      ) from error
 
   @property
   def address(self) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from resmerge_jax.checkpoint.file_states import BRING_BACK, LEAVE_ALONE
 from resmerge_jax.checkpoint.files import OpenFile, State, open_file
 from resmerge_jax.checkpoint.folder import Checkpoint
-from resmerge_jax.checkpoint.format import read_header
+from resmerge_jax.checkpoint.format import header_of
 from resmerge_jax.errors import InputError, StoppedError
 from resmerge_jax.types import DTYPES, TensorRef
 
@@ -91,17 +91,21 @@ class CheckpointReader:
   def _open(self, ref: TensorRef) -> tuple[OpenFile, State]:
     with self._lock:
       if ref.file not in self._files:
-        self._check_header(ref)
         file = open_file(self._folder / ref.file)
-        state = file.state()
+        try:
+          state = file.state()
+          self._check_header(ref, file)
+          if state != self._states.get(ref.file, state):
+            raise self._error(ref, 'was changed after its header had been read')
+        except BaseException:
+          file.close()
+          raise
         self._files[ref.file] = file, state
-        if state != self._states.get(ref.file, state):
-          raise self._error(ref, 'was changed after its header had been read')
       return self._files[ref.file]
 
-  def _check_header(self, ref: TensorRef) -> None:
+  def _check_header(self, ref: TensorRef, file: OpenFile) -> None:
     """Raises unless the file is still the one whose header made the checkpoint."""
-    tensors = read_header(self._folder / ref.file).tensors
+    tensors = header_of(self._folder / ref.file, file).tensors
     if any(
       tensors.get(name) != known
       for name, known in self._checkpoint.tensors.items()

@@ -189,9 +189,7 @@ def _store(scheme: str, place: str, who: str) -> Store:
     return Hub(place, who)
   from resmerge_jax.checkpoint.object_store import ObjectStore
 
-  if not place.partition('/')[0]:
-    raise InputError(f'{who}: no bucket', fix=f'write {scheme}://BUCKET/PATH')
-  return ObjectStore(scheme, place)
+  return ObjectStore(scheme, place, who)
 
 
 def failed(error: BaseException, file: str, code: int = errno.EIO) -> OSError:

@@ -112,7 +112,7 @@ def opened(tmp_path):
 def test_vanished_file(opened):
   checkpoint, ref, file = opened
   file.unlink()
-  assert f'{file}: cannot be read: No such file' in error_of(checkpoint, ref)
+  assert f'{file} cannot be read: No such file' in error_of(checkpoint, ref)
 
 
 def test_file_truncated_while_reading(opened):
