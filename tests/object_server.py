@@ -30,6 +30,7 @@ class Request(NamedTuple):
 class Server:
   """`url` answers for `root`: BUCKET/FOLDER/FILE, or of a hub OWNER/NAME/COMMIT/FILE.
 
+  `at_once`: most ranges that were being sent at a time, each for `delay_s` at least.
   `faults`: statuses of the next answers about files whose name matches, in turn.
   `whole`: ranges are ignored, as HTTP allows. `refs`: of a hub, revision -> commit. `cdn`: where a hub sends readers.
   """
@@ -38,6 +39,8 @@ class Server:
     self.root, self.log = root, list[Request]()
     self.faults: list[tuple[str, int]] = []
     self.whole = False
+    self.delay_s, self.at_once, self._now = 0.0, 0, 0
+    self._lock = threading.Lock()
     self.refs: dict[str, str] = {}
     self.cdn: Server | None = None
     self._http = http.server.ThreadingHTTPServer(('127.0.0.1', 0), kind)
@@ -49,6 +52,18 @@ class Server:
   def close(self) -> None:
     self._http.shutdown()
     self._http.server_close()
+
+  @contextlib.contextmanager
+  def counted(self) -> Iterator[None]:
+    with self._lock:
+      self._now += 1
+      self.at_once = max(self.at_once, self._now)
+    threading.Event().wait(self.delay_s)  # time.sleep may be patched
+    try:
+      yield
+    finally:
+      with self._lock:
+        self._now -= 1
 
   def weights(self) -> list[Request]:
     """Requests for weight files."""
@@ -116,15 +131,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       return None
     if not path.is_file():
       return self.send(file, 404)
-    content = path.read_bytes()
+    n_file = path.stat().st_size
     span = re.fullmatch(r'bytes=(\d+)-(\d+)', self.headers.get('Range') or '')
     if span is None or self.store.whole:
-      return self.send(file, 200, content, **headers)
-    begin, end = int(span[1]), min(int(span[2]) + 1, len(content))
-    if begin >= len(content):
-      return self.send(file, 416, Content_Range=f'bytes */{len(content)}')
-    headers['Content_Range'] = f'bytes {begin}-{end - 1}/{len(content)}'
-    return self.send(file, 206, content[begin:end], **headers)
+      return self.send(file, 200, path.read_bytes(), **headers)
+    begin, end = int(span[1]), min(int(span[2]) + 1, n_file)
+    if begin >= n_file:
+      return self.send(file, 416, Content_Range=f'bytes */{n_file}')
+    headers['Content_Range'] = f'bytes {begin}-{end - 1}/{n_file}'
+    with path.open('rb') as opened, self.store.counted():
+      opened.seek(begin)
+      return self.send(file, 206, opened.read(end - begin), **headers)
 
   def keys(self, bucket: str) -> list[str]:
     top = self.store.root / bucket

@@ -13,6 +13,7 @@ import pytest
 
 import resmerge_jax
 from resmerge_jax.checkpoint import object_store, remote
+from resmerge_jax.checkpoint.files import AT_ONCE
 from resmerge_jax.cli import compare, greedy_soup, merge, plan, show
 from resmerge_jax.errors import InputError, StoppedError
 from resmerge_jax.pipeline import merge as merge_module
@@ -51,6 +52,7 @@ def test_the_output_is_that_of_local_folders(
   monkeypatch.setattr(remote, 'PART_BYTES', 5000)
   addresses = uploaded(store, group)
   store.files.faults += [('safetensors', 503)] * 2
+  store.files.delay_s = 0.01
   output = tmp_path / 'out'
   manifest = groups.merge(addresses, output, **resumes.SETTINGS)
   assert not store.files.faults
@@ -77,6 +79,7 @@ def test_the_output_is_that_of_local_folders(
   n_read = sum(r.n_bytes for r in served if r.range)
   assert n_tensors <= n_read <= n_tensors + n_headers
   assert max(r.n_bytes for r in served) <= 5000
+  assert 4 <= store.files.at_once <= AT_ONCE
 
 
 def test_local_and_remote_sources_together(group, expected, store, tmp_path):
