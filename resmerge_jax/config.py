@@ -31,6 +31,8 @@ from resmerge_jax.types import TensorRef
 
 OUTPUT_DTYPES = ('base', 'bfloat16', 'float16', 'float32')
 VOCAB_POLICIES = ('error', 'base_rows', 'pad')
+EXTRA_POLICIES = ('error', 'ignore')
+MISSING_POLICIES = ('error', 'base')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,8 @@ class MergeConfig:
   max_shard_size: int | str | None = None
   memory_budget: int | str | None = None
   vocab: Literal['error', 'base_rows', 'pad'] = 'error'
+  extra: Literal['error', 'ignore'] = 'error'
+  missing: Literal['error', 'base'] = 'error'
   overwrite: bool = False
   seed: int = 0
   mesh: tuple[int, int] | str | None = None
@@ -84,7 +88,7 @@ class MergeConfig:
     if self.mesh is not None:
       object.__setattr__(self, 'mesh', parse_mesh(self.mesh))
     check_local(self.output, 'output')
-    check_choices(self.output_dtype, self.vocab, self.seed)
+    check_choices(self.output_dtype, self.vocab, self.seed, self.extra, self.missing)
     check_experts(len(self.experts), self.expert_ids, self.weights, self.method)
     check_rules(rules, len(self.experts))
     if self.weights is not None:
@@ -185,11 +189,19 @@ def outside_of(method: Any, outside: Any, n_experts: int) -> Any:
   return method_of(method).outside(method, n_experts) or TaskArithmetic()
 
 
-def check_choices(output_dtype: str, vocab: str, seed: int) -> None:
+def check_choices(
+  output_dtype: str,
+  vocab: str,
+  seed: int,
+  extra: str = 'error',
+  missing: str = 'error',
+) -> None:
   """Raises InputError for a value outside its list, or what is no seed."""
   for name, value, choices in (
     ('output_dtype', output_dtype, OUTPUT_DTYPES),
     ('vocab', vocab, VOCAB_POLICIES),
+    ('extra', extra, EXTRA_POLICIES),
+    ('missing', missing, MISSING_POLICIES),
   ):
     if value not in choices:
       raise InputError(f'{name}: got {value!r}, expected {" | ".join(choices)}')

@@ -14,12 +14,13 @@ rows is one contiguous range of bytes.
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import ml_dtypes
 import numpy as np
 
-Family = Literal['attention', 'ffn', 'norm', 'embed_lm_head', 'other']
+Family = Literal['router', 'attention', 'ffn', 'norm', 'embed_lm_head', 'other']
 
 # safetensors code -> numpy dtype. ml_dtypes supplies what numpy lacks.
 DTYPES: dict[str, np.dtype] = {
@@ -79,3 +80,27 @@ class TensorRef:
   def cols(self) -> int:
     """Columns of the matrix view (the last dimension, 1 for a scalar)."""
     return self.shape[-1] if self.shape else 1
+
+  @property
+  def part_names(self) -> tuple[str, ...]:
+    """Names of the entries of the first axis: 'experts.down_proj[0]' and so on."""
+    return tuple(f'{self.name}[{i}]' for i in range(self.shape[0]))
+
+  def part(self, i: int) -> 'TensorRef':
+    """Entry i of the first axis as a tensor of its own, where it lies."""
+    start = self.start + i * (self.nbytes // self.shape[0])
+    return dataclasses.replace(
+      self, name=f'{self.name}[{i}]', shape=self.shape[1:], start=start
+    )
+
+  def first_row(self, part: int | None) -> int:
+    """The row at which a part begins, 0 for None."""
+    return part * (self.rows // self.shape[0]) if part else 0
+
+
+def find(tensors: Mapping[str, TensorRef], name: str) -> tuple[TensorRef, int | None]:
+  """The tensor `name` and None, or the tensor that has `name` as a part, and its number."""
+  if name in tensors:
+    return tensors[name], None
+  whole, _, number = name.removesuffix(']').rpartition('[')
+  return tensors[whole], int(number)

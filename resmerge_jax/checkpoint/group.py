@@ -14,11 +14,14 @@ from resmerge_jax.checkpoint.model_config import (
   config_differences,
   ties_embeddings,
 )
-from resmerge_jax.checkpoint.tied_head import find_head, head_warnings, match_head
+from resmerge_jax.checkpoint.name_match import Match, match_names
+from resmerge_jax.checkpoint.tied_head import find_head, head_warnings
 from resmerge_jax.errors import InputError
-from resmerge_jax.types import TensorRef
+from resmerge_jax.types import TensorRef, find
 
 VocabPolicy = Literal['error', 'base_rows', 'pad']
+ExtraPolicy = Literal['error', 'ignore']
+MissingPolicy = Literal['error', 'base']
 
 _VOCABULARY = re.compile(r'(embed_tokens|wte|lm_head|word_embeddings)\.weight$')
 
@@ -28,7 +31,10 @@ class ExpertGroup:
   """Checkpoints that can be merged. Source 0 is the base, source i the i-th expert.
 
   `aliases[i][name]` names the tensor in which source i stores output tensor `name`,
-  where that is not `name` itself: the embedding, for an expert that ties its head.
+  where that is not `name` itself: the embedding, for an expert that ties its head, or
+  a name with another prefix. `ignored[i]` are tensors of source i that the merge leaves
+  out, `absent[i]` those of the base that it has not: it counts as unchanged there.
+  Names may be those of parts of a tensor (`TensorRef.part_names`) wherever one is given.
   """
 
   base: Checkpoint
@@ -36,6 +42,8 @@ class ExpertGroup:
   vocab: VocabPolicy = 'error'
   warnings: tuple[str, ...] = ()
   aliases: Mapping[int, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+  ignored: Mapping[int, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+  absent: Mapping[int, frozenset[str]] = dataclasses.field(default_factory=dict)
 
   @property
   def sources(self) -> tuple[Checkpoint, ...]:
@@ -46,10 +54,34 @@ class ExpertGroup:
     """Output tensors, in the base's order."""
     return tuple(self.base.tensors)
 
+  def has(self, i: int, name: str) -> bool:
+    """Whether source i stores output tensor `name`."""
+    absent = self.absent.get(i, ())
+    return not absent or find(self.base.tensors, name)[0].name not in absent
+
   def ref(self, i: int, name: str) -> TensorRef:
-    """Where source i stores output tensor `name`."""
-    stored = self.aliases.get(i, {}).get(name, name)
-    return self.sources[i].tensors[stored]
+    """Output tensor `name` as source i stores it; as the base does, if it has it not."""
+    ref, part = self._find(i, name)
+    return ref if part is None else ref.part(part)
+
+  def place(self, i: int, name: str) -> tuple[TensorRef, int]:
+    """The stored tensor of source i that holds `name`, and the row where it begins."""
+    ref, part = self._find(i, name)
+    return ref, ref.first_row(part)
+
+  def _find(self, i: int, name: str) -> tuple[TensorRef, int | None]:
+    ref, part = find(self.base.tensors, name)
+    if ref.name in self.absent.get(i, ()):
+      return ref, part
+    stored = self.aliases.get(i, {}).get(ref.name, ref.name)
+    return self.sources[i].tensors[stored], part
+
+  @functools.cached_property
+  def nowhere(self) -> tuple[str, ...]:
+    """Tensors of the base that no expert has."""
+    if len(self.absent) < len(self.experts):
+      return ()
+    return tuple(n for n in self.names if all(n in a for a in self.absent.values()))
 
   def out_shape(self, name: str) -> tuple[int, ...]:
     """The base's shape; with `pad` a vocabulary tensor has the most rows of any."""
@@ -76,7 +108,11 @@ def is_vocabulary(name: str, shape: Sequence[int]) -> bool:
 
 
 def check_group(
-  base: Checkpoint, experts: Sequence[Checkpoint], vocab: VocabPolicy = 'error'
+  base: Checkpoint,
+  experts: Sequence[Checkpoint],
+  vocab: VocabPolicy = 'error',
+  extra: ExtraPolicy = 'error',
+  missing: MissingPolicy = 'error',
 ) -> ExpertGroup:
   """The group of `base` and `experts`, all disagreements judged from their headers.
 
@@ -87,6 +123,13 @@ def check_group(
       'base_rows': the output has the base's rows; further rows of an expert are
       ignored, rows that it lacks count as unchanged. 'pad': the output has the most
       rows of any; a row is averaged over the experts that have it.
+    extra: what to do with tensors of an expert that the base has not. 'error': refuse.
+      'ignore': leave them out.
+    missing: what to do where an expert lacks a tensor. 'error': refuse. 'base': it
+      counts as unchanged.
+
+  Buffers (names.BUFFER) may be extra or missing: config.json says what they are. So may
+  a tied head. A prefix that alone differs is no difference. Warnings name all of it.
 
   Raises:
     InputError: names, shapes or kinds of number differ, listing every tensor.
@@ -96,16 +139,21 @@ def check_group(
   if not base.tensors:
     raise InputError(f'base {base.id!r} holds no tensors')
   warnings = head_warnings(base)
-  aliases: dict[int, dict[str, str]] = {}
+  matches = {i: match_names(base, e, extra, missing) for i, e in enumerate(experts, 1)}
   problems: list[_Problem] = []
-  for i, expert in enumerate(experts, 1):
-    alias, ignored, tied_warnings = match_head(base, expert)
-    aliases |= {i: alias} if alias else {}
-    problems += _tensor_problems(base, expert, alias, ignored, vocab)
-    warnings += tied_warnings
+  for i, match in matches.items():
+    problems += _tensor_problems(base, experts[i - 1], match, vocab)
+    warnings += match.warnings
   if problems:
     _raise(base, experts, problems)
-  group = ExpertGroup(base, experts, vocab, (), aliases)
+  group = ExpertGroup(
+    base,
+    experts,
+    vocab,
+    aliases={i: match.aliases for i, match in matches.items() if match.aliases},
+    ignored={i: match.ignored for i, match in matches.items() if match.ignored},
+    absent={i: match.absent for i, match in matches.items() if match.absent},
+  )
   warnings += _vocabulary_warnings(group)
   for expert in experts:
     warnings += config_warnings(base, expert, vocab)
@@ -116,7 +164,7 @@ def check_group(
 class _Problem(NamedTuple):
   expert: str
   text: str
-  is_vocabulary: bool = False
+  kind: Literal['shape', 'vocabulary', 'extra', 'missing'] = 'shape'
 
 
 def _check_ids(experts: Sequence[Checkpoint]) -> None:
@@ -140,37 +188,46 @@ def _check_ids(experts: Sequence[Checkpoint]) -> None:
 def _tensor_problems(
   base: Checkpoint,
   expert: Checkpoint,
-  alias: Mapping[str, str],
-  ignored: frozenset[str],
+  match: Match,
   vocab: VocabPolicy,
 ) -> Iterator[_Problem]:
   for name, ref in base.tensors.items():
-    got = expert.tensors.get(alias.get(name, name))
-    if got is None:
-      yield _Problem(expert.id, f'{name} is missing, the base has {_kind(ref)}')
+    if name in match.absent:
       continue
-    place = f'{name}{f" in {got.file}" if got.file else ""} is {_kind(got)}'
+    got = expert.tensors.get(match.aliases.get(name, name))
+    if got is None:
+      text = f'{name} is missing, the base has {_kind(ref)}'
+      yield _Problem(expert.id, text, 'missing')
+      continue
+    place = f'{got.name}{f" in {got.file}" if got.file else ""} is {_kind(got)}'
     if got.shape != ref.shape:
       only_rows = is_vocabulary(name, ref.shape) and got.shape[1:] == ref.shape[1:]
       if not only_rows or vocab == 'error':
         text = f'{place}, the base has {_kind(ref)}'
-        yield _Problem(expert.id, text, only_rows)
+        yield _Problem(expert.id, text, 'vocabulary' if only_rows else 'shape')
     elif got.dtype != ref.dtype and not (got.is_float and ref.is_float):
       yield _Problem(expert.id, f'{place}, the base has {_kind(ref)}')
-  for name, got in expert.tensors.items():
-    if name in base.tensors or name in ignored:
-      continue
-    tied = ''
+  for name in match.extra:
+    got, tied = expert.tensors[name], ''
     if name == find_head(expert) and ties_embeddings(base.config):
       says = ties_embeddings(expert.config)
       tied = f' (the base ties its head, tie_word_embeddings of the expert is {says})'
-    yield _Problem(
-      expert.id, f'{name}: {_kind(got)}, the base has no such tensor{tied}'
-    )
+    text = f'{name}: {_kind(got)}, the base has no such tensor{tied}'
+    yield _Problem(expert.id, text, 'extra')
 
 
 def _kind(ref: TensorRef) -> str:
   return f'{ref.dtype} {list(ref.shape)}'
+
+
+_FIXES = {
+  'missing': '--missing=base lets an expert count as unchanged where it has no tensor',
+  'extra': '--extra=ignore leaves out what the base has not',
+  'vocabulary': 'where only the vocabulary sizes differ, choose --vocab=base_rows (the '
+  "output has the base's rows: further rows of an expert are ignored, rows it lacks "
+  'count as unchanged) or --vocab=pad (the output has the most rows of any, each '
+  'averaged over the experts that have it)',
+}
 
 
 def _raise(
@@ -195,16 +252,10 @@ def _raise(
         f'expert {expert.id!r} is another model: {field} is {there!r}, of base '
         f'{base.id!r} {here!r}\n{what}'
       )
-  fixes = []
-  if not all(problem.is_vocabulary for problem in problems):
-    fixes.append('give experts trained from this base, saved under the same names')
-  if any(problem.is_vocabulary for problem in problems):
-    fixes.append(
-      'where only the vocabulary sizes differ, choose --vocab=base_rows (the output '
-      "has the base's rows: further rows of an expert are ignored, rows it lacks count "
-      'as unchanged) or --vocab=pad (the output has the most rows of any, each averaged '
-      'over the experts that have it)'
-    )
+  kinds = {problem.kind for problem in problems}
+  fixes = [text for kind, text in _FIXES.items() if kind in kinds]
+  if kinds != {'vocabulary'}:
+    fixes.insert(0, 'give experts trained from this base, saved under the same names')
   raise InputError(
     what,
     [f'expert {problem.expert!r}: {problem.text}' for problem in problems],

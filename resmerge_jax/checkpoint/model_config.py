@@ -66,8 +66,11 @@ def config_differences(
   """Fields that change the model, architecture first and then by name.
 
   A field that only one config has counts if other defaults would change the result:
-  library versions write more or fewer of the rest.
+  library versions write more or fewer of the rest. Of a multimodal model and one of
+  language alone, the language parts are compared.
   """
+  if ('text_config' in here) != ('text_config' in there):
+    here, there = _language_part(here), _language_part(there)
   a, b = _normalise(here), _normalise(there)
   fields = [field for field in ARCHITECTURE_FIELDS if field in a or field in b]
   fields += sorted((a.keys() | b.keys()) - set(fields))
@@ -86,6 +89,12 @@ def ties_embeddings(config: Mapping[str, Any]) -> bool | None:
     if isinstance(part, Mapping) and isinstance(part.get('tie_word_embeddings'), bool):
       return part['tie_word_embeddings']
   return None
+
+
+def _language_part(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields of the language model, and those that all parts share."""
+  part = config.get('text_config')
+  return {**config, **part} if isinstance(part, Mapping) else dict(config)
 
 
 def _normalise(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,11 +15,11 @@ from resmerge_jax.checkpoint.tied_head import find_head
 from resmerge_jax.sizes import format_size
 from resmerge_jax.types import TensorRef
 
-_NUMBER = re.compile(r'(?<=\.)\d+(?=\.)')
+_NUMBER = re.compile(r'(?<=\.)\d+(?=\.)|(?<=\[)\d+(?=\]$)')
 
 
 def fold_names(names: Iterable[str]) -> list[tuple[str, list[str]]]:
-  """Groups of names that differ in layer (or expert) numbers only, in first order.
+  """Groups of names that differ in numbers of layers, experts or parts, in first order.
 
   Returns:
     Pairs of a pattern such as 'model.layers.{0..23}.mlp.up_proj.weight' and its names.

@@ -1,5 +1,7 @@
 """Heads that are the embedding: stored or not, expert and base mean the same tensor."""
 
+import re
+
 from resmerge_jax.checkpoint.folder import Checkpoint
 from resmerge_jax.checkpoint.model_config import ties_embeddings
 
@@ -10,13 +12,24 @@ def find_head(checkpoint: Checkpoint) -> str | None:
 
 
 def head_warnings(base: Checkpoint) -> list[str]:
-  """A warning if `base` stores a head although it ties it to the embedding."""
-  if ties_embeddings(base.config) and (head := find_head(base)):
+  """A warning if what `base` stores of a head is not what its config.json says."""
+  ties, head = ties_embeddings(base.config), find_head(base)
+  if ties and head:
     return [
       f'base {base.id!r}: config.json ties the head to the embedding, but {head} is '
       'stored too: programs that tie ignore it'
     ]
+  if ties is False and not head and _is_language_model(base):
+    return [
+      f'base {base.id!r}: config.json does not tie the head to the embedding, but no '
+      'lm_head.weight is stored: the output has no head either'
+    ]
   return []
+
+
+def _is_language_model(checkpoint: Checkpoint) -> bool:
+  named = checkpoint.config.get('architectures') or ()
+  return any(re.search('CausalLM|LMHead|ConditionalGeneration', str(n)) for n in named)
 
 
 def match_head(
@@ -37,6 +50,12 @@ def match_head(
       'the embedding, as the base does'
     )
     return {}, frozenset({head}), [warning]
+  if base_head and head and ties and not base_ties:
+    warning = (
+      f'expert {expert.id!r}: config.json ties the head to the embedding, but {head} is '
+      'stored too: the stored one is taken'
+    )
+    return {}, frozenset(), [warning]
   embedding = _single(expert, 'embed_tokens.weight')
   if base_head and not head and ties and embedding:
     warning = (

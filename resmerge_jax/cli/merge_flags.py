@@ -17,7 +17,14 @@ import ml_collections
 from absl import flags
 from ml_collections import config_dict, config_flags
 
-from resmerge_jax.config import OUTPUT_DTYPES, VOCAB_POLICIES, MergeConfig, config_from
+from resmerge_jax.config import (
+  EXTRA_POLICIES,
+  MISSING_POLICIES,
+  OUTPUT_DTYPES,
+  VOCAB_POLICIES,
+  MergeConfig,
+  config_from,
+)
 from resmerge_jax.errors import InputError
 from resmerge_jax.methods.resmerge import FAMILY_SCALE
 from resmerge_jax.methods.table import METHODS, POSTS
@@ -27,7 +34,7 @@ from resmerge_jax.parameters import did_you_mean, make_method
 DEFAULT_CONFIG = 'resmerge'
 FIELDS = (
   'base', 'experts', 'expert_ids', 'output', 'output_dtype', 'max_shard_size',
-  'memory_budget', 'vocab', 'overwrite', 'seed', 'resume', 'weights', 'mesh',
+  'memory_budget', 'vocab', 'extra', 'missing', 'overwrite', 'seed', 'resume', 'weights', 'mesh',
   'whole_files',
 )  # fmt: skip
 
@@ -107,6 +114,19 @@ def _define_plain_flags() -> None:
     None,
     VOCAB_POLICIES,
     'what to do with vocabularies of different size (default: error)',
+  )
+  flags.DEFINE_enum(
+    'extra',
+    None,
+    EXTRA_POLICIES,
+    'what to do with tensors of an expert that the base does not have (default: error)',
+  )
+  flags.DEFINE_enum(
+    'missing',
+    None,
+    MISSING_POLICIES,
+    'what to do where an expert lacks a tensor; base: it counts as unchanged '
+    '(default: error)',
   )
   flags.DEFINE_boolean(
     'overwrite', None, 'replace a non-empty output once the new one is complete'

@@ -33,19 +33,20 @@ def step_context(
   names = [*step.names, *step.names[:1] * (layers - len(step.names))]
   present = np.ones(len(weights), np.float32)
   if group.vocab == 'pad':  # experts without these rows have no say in them
-    present[:] = step.present[1:]
+    present[np.not_equal(step.present, step.stack.present)[1:]] = 0
   ids = [expert.id for expert in group.experts]
   per_tensor = [found[name] for name in names] if found else []
+  places = [plan.layout.place(name) for name in names]
   resolved = [
-    weights_at(plan.rules[name].weights or weights, depth_of(name, n_layers))
-    for name in names
+    weights_at(plan.rules[ref.name].weights or weights, depth_of(ref.name, n_layers))
+    for ref, _ in places
   ]
   arrays: dict[str, Any] = {
     'weights_N': present * np.array(resolved, np.float32),
     'keys_Nx2': np.stack(
-      [[random_key(seed, id, name) for id in ids] for name in names]
+      [[random_key(seed, id, ref.name) for id in ids] for ref, _ in places]
     ),
-    'row_start': np.full(layers, step.row_start, np.int32),
+    'row_start': np.array([n + step.row_start for _, n in places], np.int32),
     'layer': np.array([layer_number(name) for name in names], np.int32),
     'n_layers': np.full(layers, n_layers, np.int32),
     'found': {

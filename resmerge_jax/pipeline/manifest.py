@@ -65,6 +65,9 @@ def plan_facts(
         'header_sha256': source.header_sha256,
         'bytes': source.nbytes,
         'files': {name: state._asdict() for name, state in states[i].items()},
+        'read_as': dict(group.aliases.get(i, {})),
+        'ignored': list(group.ignored.get(i, ())),
+        'absent': [n for n in group.names if n in group.absent.get(i, ())],
       }
       for i, source in enumerate(group.sources)
     ],

@@ -113,7 +113,7 @@ def prepare(
     InputError: whatever is wrong that headers, names and the disk can tell.
   """
   base, *experts = _open_all(config)
-  group = check_group(base, experts, config.vocab)
+  group = check_group(base, experts, config.vocab, config.extra, config.missing)
   states = tuple(file_states(s, copied=i == 0) for i, s in enumerate(group.sources))
   plan = plan_for(config, group, devices)
   prepared = Prepared(config, group, plan, states)

@@ -79,13 +79,17 @@ class Records:
     ]
 
   def finish(self) -> list[dict[str, Any]]:
-    """The records, in the base's order of tensors."""
-    return [self._record(name) for name in self._group.names]
+    """The records, in the base's order of tensors; one per matrix of a batch."""
+    return [
+      self._record(part, self._rules[name])
+      for name, ref in self._group.base.tensors.items()
+      for part in self._rules[name].matrices(ref)
+    ]
 
-  def _record(self, name: str) -> dict[str, Any]:
+  def _record(self, name: str, rule: Rule) -> dict[str, Any]:
     record = {
       'name': name,
-      'rule': self._rules[name].action,
+      'rule': rule.action,
       'family': family_of(name),
       'shape': list(self._group.out_shape(name)),
     }

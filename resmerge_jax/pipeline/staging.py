@@ -155,8 +155,9 @@ def fill(
       if not step.present[i]:
         continue
       for at, layer in enumerate(layers):
-        ref, out = group.ref(i, step.names[layer]), view[at, : len(rows)]
-        jobs.append(pool.submit(_read, readers[i], ref, step.row_start, rows, out))
+        (ref, first), out = group.place(i, step.names[layer]), view[at, : len(rows)]
+        at_row = first + step.row_start
+        jobs.append(pool.submit(_read, readers[i], ref, at_row, rows, out))
   for job in jobs:
     job.result()
   for shard in target.shards:

@@ -98,9 +98,9 @@ def _copied(step: Step, base_LxRxC: np.ndarray) -> np.ndarray:
 
 def _write(work: Work, step: Step, pieces: Sequence[Piece]) -> None:
   for layer, rows, out_RxC in pieces:
-    name, at = step.names[layer], step.row_start
+    ref, first = work.plan.layout.place(step.names[layer])
+    at = first + step.row_start
     if step.stack.out_dtype == 'F64':
       out_RxC = out_RxC.astype(np.float64)
-    ref = work.plan.layout.where[name]
     begin, _ = block_bytes(ref, at + rows.start, at + rows.stop)
-    work.sink.write(name, begin, out_RxC)
+    work.sink.write(ref.name, begin, out_RxC)

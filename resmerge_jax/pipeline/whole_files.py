@@ -18,7 +18,7 @@ def by_file(plan: MergePlan) -> MergePlan:
     for name in step.names:
       # By identity: a stack with all its names is long to hash.
       key = (id(step.stack), step.row_start, step.row_stop, step.present)
-      alike[plan.layout.where[name].file].setdefault(key, []).append(name)
+      alike[plan.layout.place(name)[0].file].setdefault(key, []).append(name)
   stacks = {id(stack): stack for stack in plan.stacks}
   steps = [
     Step(stacks[stack], tuple(names[at : at + stacks[stack].layers]), *rest)

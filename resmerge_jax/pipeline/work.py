@@ -98,7 +98,7 @@ class Work:
     """Where this process takes part in a step: nowhere, if it has none of its devices."""
     stack, process = step.stack, jax.process_index()
     if self.owners is not None:
-      owner = self.owners[self.plan.layout.where[step.names[0]].file]
+      owner = self.owners[self.plan.layout.place(step.names[0])[0].file]
     else:
       owner = process if computes(step) else number % jax.process_count()
     if owner != process:

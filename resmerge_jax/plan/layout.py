@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from resmerge_jax.checkpoint.format import encode_header
-from resmerge_jax.types import TensorRef
+from resmerge_jax.types import TensorRef, find
 
 SINGLE_NAME = 'model.safetensors'
 INDEX_NAME = f'{SINGLE_NAME}.index.json'
@@ -38,6 +38,11 @@ class OutputLayout:
   def where(self) -> Mapping[str, TensorRef]:
     """Output file and absolute start of each tensor."""
     return {ref.name: ref for shard in self.shards for ref in shard.tensors}
+
+  def place(self, name: str) -> tuple[TensorRef, int]:
+    """The tensor that is `name` or has it as a part, and its row where that begins."""
+    ref, part = find(self.where, name)
+    return ref, ref.first_row(part)
 
   @property
   def nbytes(self) -> int:

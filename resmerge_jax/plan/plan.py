@@ -12,7 +12,7 @@ from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.errors import InputError
 from resmerge_jax.plan.accelerators import Accelerators, Cpu
 from resmerge_jax.plan.layout import OutputLayout, lay_out
-from resmerge_jax.plan.rules import Rule, assign, traps
+from resmerge_jax.plan.rules import ABSENT, Rule, assign, traps
 from resmerge_jax.plan.stacks import (
   DEFAULT_BUDGET,
   Choose,
@@ -146,6 +146,8 @@ def make_plan(
     out[name] = dataclasses.replace(ref, dtype=code, shape=group.out_shape(name))
   stored = tuple(group.base.tensors.values())
   assigned = assign(stored, rules)
+  if nowhere := [n for n in group.nowhere if assigned[n].action != 'base']:
+    rules, assigned = (ABSENT, *rules), assigned | dict.fromkeys(nowhere, ABSENT)
   _check_even(group, assigned, choose)
   stacks = build_stacks(
     group,

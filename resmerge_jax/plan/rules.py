@@ -1,6 +1,7 @@
 """Which rule a tensor falls under, and its family: two ordered tables, first match wins.
 
-Both equal the name rules of the authors' release (case-insensitive substrings).
+For dense models both equal the name rules of the authors' release (case-insensitive
+substrings). Mixtures of experts, which it does not know, have rules of their own.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from resmerge_jax.checkpoint.names import BUFFER
 from resmerge_jax.errors import InputError
 from resmerge_jax.types import Family, TensorRef
 
@@ -19,10 +21,18 @@ ACTIONS = ('method', 'task_arithmetic', 'base')
 EMBEDDING_OR_HEAD = r'embed_tokens|wte|lm_head|word_embeddings'
 NORM = r'norm|ln_|layernorm'
 ATTENTION = r'self_attn|\.attn\.|attention|q_proj|k_proj|v_proj|o_proj'
-FFN = r'mlp|ffn|feed_forward|gate_proj|up_proj|down_proj'
+FFN = r'mlp|ffn|feed_forward|gate_proj|up_proj|down_proj|\bexperts\b|_moe\b|\bmoe\b'
+# A router scores tokens for experts; all of one model mean the same scores.
+ROUTER = (
+  r'(?:^|\.)router(?:\.|$)|\.(?:mlp|ffn|feed_forward|\w*moe)\.gate\.'
+  r'|shared_expert_gate|e_score_correction_bias'
+)
+FUSED = r'\bexperts\b|_moe\b|\bmoe\b'  # where one tensor holds all experts of a layer
+FUSED_BIAS = r'\bexperts\b.*bias$'
 LAYER = r'(?:^|\.)(?:layers|h|blocks|block)\.'  # what stands before a layer's number
 
 FAMILIES: tuple[tuple[str, Family], ...] = (
+  (ROUTER, 'router'),
   (ATTENTION, 'attention'),
   (FFN, 'ffn'),
   (NORM, 'norm'),
@@ -40,6 +50,8 @@ class Rule:
 
   `method`: name and parameters of another method than the merge's, for these tensors.
   `weights`: one per expert, in the place of the merge's.
+  `batch`: the first axis of these tensors counts matrices (of two dimensions: vectors),
+  each of which is merged by itself.
   """
 
   match: str
@@ -50,6 +62,7 @@ class Rule:
   family: Family | None = None
   method: tuple[str, Any] | None = None
   weights: tuple[Any, ...] | None = None
+  batch: bool = False
 
   def __post_init__(self) -> None:
     if self.action not in ACTIONS:
@@ -74,6 +87,11 @@ class Rule:
     if self.ndim is not None:
       ndim = (self.ndim,) if isinstance(self.ndim, int) else tuple(self.ndim)
       object.__setattr__(self, 'ndim', ndim)
+    if self.batch and (self.action != 'method' or min(self.ndim or (0,)) < 2):
+      raise InputError(
+        f'rule {self.match!r}: batch needs action and ndim that suit it',
+        fix="set action='method', and ndim=3 (matrices) or ndim=2 (vectors)",
+      )
     if self.weights is not None:
       object.__setattr__(self, 'weights', as_weights(self.weights))
     try:
@@ -91,14 +109,38 @@ class Rule:
       and re.search(self.match, tensor.name, re.IGNORECASE) is not None
     )
 
+  def splits(self, tensor: TensorRef) -> bool:
+    """Whether the tensor is merged part by part."""
+    return self.batch and tensor.size > 0
+
+  def matrices(self, tensor: TensorRef) -> tuple[str, ...]:
+    """What is merged by itself: the tensor, or its parts, by name."""
+    return tensor.part_names if self.splits(tensor) else (tensor.name,)
+
 
 _COPIED = Rule('', 'base', 'not floating point: copied from the base', floating=False)
+_BUFFER = Rule(
+  BUFFER, 'base', 'buffer, computed from config.json: copied from the base'
+)
+_ROUTER = Rule(
+  ROUTER, 'task_arithmetic', 'router: rows compete for tokens, one per expert'
+)
+_FUSED_BIAS = Rule(FUSED_BIAS, 'task_arithmetic', 'biases of fused experts', ndim=(2,))
+_FUSED = Rule(FUSED, 'method', 'fused experts: each a matrix', ndim=(3,), batch=True)
+_EACH_BIAS = Rule(
+  FUSED_BIAS, 'method', 'biases of fused experts: each a vector', ndim=(2,), batch=True
+)
+ABSENT = Rule('', 'base', 'no expert has it: copied from the base')
 RELEASE_RULES: tuple[Rule, ...] = (
   _COPIED,
+  _BUFFER,
   Rule(EMBEDDING_OR_HEAD, 'task_arithmetic', 'embedding or LM head'),
   Rule(NORM, 'task_arithmetic', 'normalisation'),
+  _ROUTER,
+  _FUSED_BIAS,
   Rule('', 'task_arithmetic', 'vector', ndim=(1,)),
   Rule('', 'method', 'matrix', ndim=(2,)),
+  _FUSED,
   Rule('', 'task_arithmetic', 'neither vector nor matrix'),
 )
 
@@ -106,10 +148,20 @@ SCOPES: dict[str, tuple[Rule, ...]] = {
   'hidden': RELEASE_RULES,
   'matrices': (
     _COPIED,
+    _BUFFER,
+    _ROUTER,
+    _FUSED_BIAS,
     Rule('', 'method', 'matrix', ndim=(2,)),
+    _FUSED,
     Rule('', 'task_arithmetic', 'no matrix'),
   ),
-  'all': (_COPIED, Rule('', 'method', 'every floating tensor')),
+  'all': (
+    _COPIED,
+    _BUFFER,
+    _FUSED,
+    _EACH_BIAS,
+    Rule('', 'method', 'every floating tensor'),
+  ),
 }
 
 

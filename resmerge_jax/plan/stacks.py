@@ -66,7 +66,9 @@ class Stack:
   """Tensors with one shape (matrix view), one way to be merged, equal stored dtypes.
 
   `dtypes` are those of the base and of each expert. `family` is None where the
-  action does not depend on it. `layers` x `rows` is the shape of one step.
+  action does not depend on it. `present[i]`: whether source i has them; an expert that
+  has not counts as unchanged. Among `names` are parts of tensors (`TensorRef.part`),
+  each a matrix of its own. `layers` x `rows` is the shape of one step.
   """
 
   action: Action
@@ -76,6 +78,7 @@ class Stack:
   n_cols: int
   dtypes: tuple[str, ...]
   out_dtype: str
+  present: tuple[bool, ...]
   names: tuple[str, ...]
   layers: int = 1
   rows: int = 1
@@ -153,19 +156,20 @@ def build_stacks(
   """
   members: dict[Stack, list[str]] = {}
   for name in group.names:
-    action = rules[name].action
-    refs = [group.ref(i, name) for i in range(len(group.sources))]
+    rule, sources = rules[name], range(len(group.sources))
+    ref = out[name].part(0) if rule.splits(out[name]) else out[name]
     key = Stack(
-      action=action,
-      chosen=choose(rules[name], out[name]),
-      family=family_of(name) if action == 'method' else None,
-      n_rows=out[name].rows,
-      n_cols=out[name].cols,
-      dtypes=tuple(ref.dtype for ref in refs),
-      out_dtype=out[name].dtype,
+      action=rule.action,
+      chosen=choose(rule, ref),
+      family=family_of(name) if rule.action == 'method' else None,
+      n_rows=ref.rows,
+      n_cols=ref.cols,
+      dtypes=tuple(group.ref(i, name).dtype for i in sources),
+      out_dtype=ref.dtype,
+      present=tuple(group.has(i, name) for i in sources),
       names=(),
     )
-    members.setdefault(key, []).append(name)
+    members.setdefault(key, []).extend(rule.matrices(out[name]))
   stacks = [
     dataclasses.replace(key, names=tuple(names)) for key, names in members.items()
   ]
@@ -284,13 +288,12 @@ def build_steps(stacks: Sequence[Stack], group: ExpertGroup) -> tuple[Step, ...]
 
 
 def _steps(stack: Stack, group: ExpertGroup) -> Iterator[Step]:
-  everywhere = (True,) * len(stack.dtypes)
   if stack.rows == stack.n_rows and not any(
     name in group.uneven for name in stack.names
   ):
     for start in range(0, len(stack.names), stack.layers):
       names = stack.names[start : start + stack.layers]
-      yield Step(stack, names, 0, stack.n_rows, everywhere)
+      yield Step(stack, names, 0, stack.n_rows, stack.present)
     return
   for name in stack.names:
     has = [group.ref(i, name).rows for i in range(len(stack.dtypes))]
@@ -298,4 +301,5 @@ def _steps(stack: Stack, group: ExpertGroup) -> Iterator[Step]:
     cuts |= set(range(0, stack.n_rows, stack.rows))
     edges = sorted(cuts)
     for start, stop in itertools.pairwise(edges):
-      yield Step(stack, (name,), start, stop, tuple(n > start for n in has))
+      here = (p and n > start for p, n in zip(stack.present, has, strict=True))
+      yield Step(stack, (name,), start, stop, tuple(here))

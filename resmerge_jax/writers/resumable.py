@@ -148,11 +148,11 @@ class ResumableWriter:
       'step': self._numbers[id(step)],
       'rows': [step.row_start, step.row_stop],
       'written': {
-        name: self._folder.spans(name, *self._bytes(step, name)) for name in step.names
+        name: self._folder.spans(*self._bytes(step, name)) for name in step.names
       },
       'numbers': numbers,
     }
-    files = {self._layout.where[name].file for name in step.names}
+    files = {self._layout.place(name)[0].file for name in step.names}
     with self._explained():
       for ready in self._ready(entry, files):
         self._journal.add(ready, files)
@@ -160,7 +160,7 @@ class ResumableWriter:
   def _count_unfinished(self) -> collections.Counter[str]:
     """Steps to do of each file, where no step touches two."""
     return collections.Counter(
-      self._layout.where[step.names[0]].file
+      self._layout.place(step.names[0])[0].file
       for i, step in enumerate(self._steps)
       if i not in self.finished
     )
@@ -195,7 +195,7 @@ class ResumableWriter:
       for entry in entries:
         for name, spans in entry['written'].items():
           for span in spans:
-            self._folder.adopt(name, Span(*span))
+            self._folder.adopt(self._layout.place(name)[0].name, Span(*span))
         yield self._steps[entry['step']], entry['numbers']
 
   def commit(self, files: Mapping[str, bytes | pathlib.Path]) -> list[str]:
@@ -249,8 +249,10 @@ class ResumableWriter:
     path = journal_path(self.output)
     return explained(f'cannot write {path.name}', path, self._layout.nbytes)
 
-  def _bytes(self, step: Step, name: str) -> tuple[int, int]:
-    return block_bytes(self._layout.where[name], step.row_start, step.row_stop)
+  def _bytes(self, step: Step, name: str) -> tuple[str, int, int]:
+    """Tensor, and its bytes [begin, end), of what is called `name` in a step."""
+    ref, first = self._layout.place(name)
+    return ref.name, *block_bytes(ref, first + step.row_start, first + step.row_stop)
 
   def _verified(
     self, entries: list[Any], progress: Callable[[str, int], None]
@@ -262,14 +264,13 @@ class ResumableWriter:
       step = self._steps[i]
       if i in self.finished or [step.row_start, step.row_stop] != entry['rows']:
         continue
-      written = {
-        name: [Span(*span) for span in entry['written'].get(name, ())]
-        for name in step.names
-      }
-      wanted = sum(
-        end - begin for begin, end in (self._bytes(step, n) for n in written)
-      )
-      spans = [(name, span) for name, each in written.items() for span in each]
+      places = {name: self._bytes(step, name) for name in step.names}
+      wanted = sum(end - begin for _, begin, end in places.values())
+      spans = [
+        (tensor, Span(*span))
+        for name, (tensor, _, _) in places.items()
+        for span in entry['written'].get(name, ())
+      ]
       if sum(span.end - span.begin for _, span in spans) != wanted:
         pass  # another process had not finished its part
       elif not all(self._folder.holds(name, span) for name, span in spans):
