@@ -85,7 +85,7 @@ class ExpertGroup:
 
   def out_shape(self, name: str) -> tuple[int, ...]:
     """The base's shape; with `pad` a vocabulary tensor has the most rows of any."""
-    shape = self.base.tensors[name].shape
+    shape = self.ref(0, name).shape
     if self.vocab != 'pad' or not is_vocabulary(name, shape):
       return shape
     n_rows = max(self.ref(i, name).shape[0] for i in range(len(self.sources)))
