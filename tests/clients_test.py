@@ -73,14 +73,14 @@ def save_group(path: pathlib.Path, name: str) -> groups.Group:
   return groups.Group(path / 'base', experts)
 
 
-def load(folder: pathlib.Path, caplog) -> transformers.PreTrainedModel:
+def load(
+  folder: pathlib.Path, caplog, kind: Any = transformers.AutoModelForCausalLM
+) -> transformers.PreTrainedModel:
   """The model, loaded without a word of complaint."""
   logger = logging.getLogger('transformers')
   logger.addHandler(caplog.handler)
   try:
-    model, info = transformers.AutoModelForCausalLM.from_pretrained(
-      folder, output_loading_info=True
-    )
+    model, info = kind.from_pretrained(folder, output_loading_info=True)
   finally:
     logger.removeHandler(caplog.handler)
   said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]

@@ -1,9 +1,16 @@
 """Heads that are the embedding: stored or not, expert and base mean the same tensor."""
 
 import re
+from collections.abc import Collection
+
+import numpy as np
 
 from resmerge_jax.checkpoint.folder import Checkpoint
 from resmerge_jax.checkpoint.model_config import ties_embeddings
+from resmerge_jax.checkpoint.reader import Reader, block_bytes
+from resmerge_jax.errors import InputError
+
+_BLOCK_ROWS = 4096  # compared at once
 
 
 def find_head(checkpoint: Checkpoint) -> str | None:
@@ -64,6 +71,34 @@ def match_head(
     )
     return {base_head: embedding}, frozenset(), [warning]
   return {}, frozenset(), []
+
+
+def check_ignored_head(
+  expert: Checkpoint, ignored: Collection[str], reader: Reader
+) -> None:
+  """Reads a head that `match_head` left out, and the embedding.
+
+  Raises:
+    InputError: they differ: the head was trained apart, whatever config.json says.
+  """
+  head, embedding = find_head(expert), _single(expert, 'embed_tokens.weight')
+  if head is None or head not in ignored or embedding is None:
+    return
+  ours, theirs = expert.tensors[head], expert.tensors[embedding]
+  same = (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+  for start in range(0, ours.rows if same else 0, _BLOCK_ROWS):
+    stop = min(start + _BLOCK_ROWS, ours.rows)
+    begin, end = block_bytes(ours, start, stop)
+    blocks = np.empty((2, end - begin), np.uint8)
+    reader.read_into(ours, start, stop, blocks[0])
+    reader.read_into(theirs, start, stop, blocks[1])
+    same = same and np.array_equal(*blocks)
+  if not same:
+    raise InputError(
+      f'expert {expert.id!r}: {head} is not {embedding}, though config.json ties them',
+      why='the base has no head, so what was trained in this one would be lost',
+      fix='pass --extra=ignore to leave it out',
+    )
 
 
 def _single(checkpoint: Checkpoint, ending: str) -> str | None:

@@ -17,6 +17,7 @@ from resmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from resmerge_jax.checkpoint.group import ExpertGroup, check_group
 from resmerge_jax.checkpoint.reader import CheckpointReader
 from resmerge_jax.checkpoint.remote import folder_name, scheme_of
+from resmerge_jax.checkpoint.tied_head import check_ignored_head
 from resmerge_jax.config import MergeConfig, choose, outside_of
 from resmerge_jax.errors import InputError
 from resmerge_jax.pipeline.chips import device_facts
@@ -235,6 +236,9 @@ def _stream(
   progress = stack.enter_context(_progress(n_bytes, show_progress))
   work = dataclasses.replace(work, progress=progress)
   with watched(partial_path(writer.output), is_bad_input):
+    if jax.process_index() == 0 and config.extra == 'error':
+      for i, ignored in group.ignored.items():
+        check_ignored_head(group.sources[i], ignored, readers[i])
     records, seconds = stream(work)
     check_unchanged(zip(group.sources, prepared.states, strict=True))
     writer.close_journal()
