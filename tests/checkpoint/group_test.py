@@ -202,6 +202,82 @@ def test_base_that_ties_and_stores_its_head():
   )
 
 
+def test_tied_expert_of_an_untied_base_that_stores_its_head():
+  weights = folders.tensors(tied=False)
+  base = make(weights=weights, tie_word_embeddings=False)
+  group = check_group(base, [make('math', weights)])
+  assert group.aliases == {}
+  assert group.ref(1, HEAD) is group.experts[0].tensors[HEAD]
+  assert group.warnings[0] == (
+    "expert 'math': config.json ties the head to the embedding, but lm_head.weight is "
+    'stored too: the stored one is taken'
+  )
+
+
+@pytest.mark.parametrize('architecture', ['Qwen2ForCausalLM', 'Qwen2Model'])
+def test_untied_base_without_a_head(architecture):
+  fields = {'tie_word_embeddings': False, 'architectures': [architecture]}
+  group = check_group(make(**fields), [make('math', **fields)])
+  assert group.warnings == (
+    (
+      "base 'base': config.json does not tie the head to the embedding, but no "
+      'lm_head.weight is stored: the output has no head either',
+    )
+    if 'CausalLM' in architecture
+    else ()
+  )
+
+
+def test_untied_head_of_an_expert_can_be_left_out():
+  expert = make('math', folders.tensors(tied=False), tie_word_embeddings=False)
+  group = check_group(make(), [expert], extra='ignore')
+  assert group.ignored == {1: (HEAD,)}
+  assert group.warnings[0] == (
+    "expert 'math': ignoring tensors that the base does not have (--extra=ignore): "
+    'lm_head.weight (1 in all)'
+  )
+
+
+def test_a_missing_head_can_count_as_unchanged():
+  base = make(weights=folders.tensors(tied=False), tie_word_embeddings=False)
+  group = check_group(base, [make('math', tie_word_embeddings=False)], missing='base')
+  assert group.absent == {1: frozenset([HEAD])}
+  assert (group.has(1, HEAD), group.has(1, EMBED)) == (False, True)
+  assert group.ref(1, HEAD) is group.base.tensors[HEAD]
+  assert group.nowhere == (HEAD,)
+
+
+def test_the_language_part_of_a_multimodal_model():
+  text = folders.tensors()
+  whole = {f'language_model.{n}': x for n, x in text.items()}
+  base = make(
+    weights={**whole, 'visual.weight': text[UP]},
+    model_type='vl',
+    text_config={'model_type': 'qwen2', 'rope_theta': 10000.0},
+  )
+  group = check_group(base, [make('math', text)], missing='base')
+  name = f'language_model.{UP}'
+  assert group.aliases[1][name] == UP
+  assert group.ref(1, name) is group.experts[0].tensors[UP]
+  assert group.place(1, name) == (group.experts[0].tensors[UP], 0)
+  assert group.nowhere == ('visual.weight',)
+  assert group.warnings == (
+    "expert 'math': 8 tensors are called model.* for the base's "
+    'language_model.model.*, and taken as these',
+    "expert 'math': lacks tensors, which count as unchanged (--missing=base): "
+    'visual.weight (1 in all)',
+  )
+
+
+def test_another_prefix_does_not_excuse_another_shape():
+  text = folders.tensors()
+  whole = {f'language_model.{n}': x for n, x in text.items()}
+  text[UP] = np.zeros((9, 4), np.float32)
+  message = error_of(make(weights=whole), make('math', text))
+  assert f"expert 'math': {UP} is F32 [9, 4], the base has BF16 [8, 4]" in message
+  assert "tensors that differ: 'math' (1)" in message
+
+
 def test_config_fields_that_change_the_computation():
   benign = {'transformers_version': '5', 'torch_dtype': 'float32', 'eos_token_id': [1]}
   expert = make('math', rope_theta=1e6, rms_norm_eps=1e-5, hidden_act='gelu', **benign)
