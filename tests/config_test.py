@@ -46,6 +46,8 @@ def test_sizes_and_sequences_are_normalised():
       "output_dtype: got 'int8', expected base | bfloat16 | float16 | float32",
     ),
     ({'vocab': 'x'}, "vocab: got 'x', expected error | base_rows | pad"),
+    ({'extra': 'x'}, "extra: got 'x', expected error | ignore"),
+    ({'missing': 'x'}, "missing: got 'x', expected error | base"),
     (
       {'expert_ids': ('a',)},
       'expert_ids: got 1 for 2 experts\nWhat to do: give one per expert, in the order '

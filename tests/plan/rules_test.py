@@ -1,9 +1,19 @@
 """The table of rules on names of real models; families; batches of matrices."""
 
+import pathlib
+import types
+
 import pytest
 
 from resmerge_jax.errors import InputError
-from resmerge_jax.plan.rules import RELEASE_RULES, SCOPES, Rule, assign, family_of
+from resmerge_jax.plan.rules import (
+  RELEASE_RULES,
+  SCOPES,
+  Rule,
+  assign,
+  family_of,
+  rules_from,
+)
 from resmerge_jax.types import TensorRef, find
 
 AT = 'model.layers.3.'
@@ -137,3 +147,26 @@ def test_batches_must_have_an_axis_that_counts(fields):
 def test_the_table_says_why():
   assert all(rule.why for table in SCOPES.values() for rule in table)
   assert SCOPES['hidden'] is RELEASE_RULES
+
+
+@pytest.mark.parametrize(
+  ('page', 'name', 'shape', 'action'),
+  [
+    ('moe', 'mlp.router.weight', (8, 4), 'method'),
+    ('moe', 'mlp.router.bias', (8,), 'base'),
+    ('moe', 'mlp.experts.down_proj', (8, 6, 4), 'method'),
+    ('moe', 'mlp.down_proj.weight', (6, 4), 'method'),
+    ('moe', 'input_layernorm.weight', (4,), 'task_arithmetic'),
+    ('mismatch', 'visual.blocks.0.attn.qkv.weight', (8, 4), 'base'),
+    ('mismatch', 'self_attn.q_proj.weight', (8, 4), 'method'),
+    ('mismatch', 'self_attn.q_norm.weight', (8,), 'task_arithmetic'),
+  ],
+)
+def test_tables_of_the_docs(page, name, shape, action):
+  text = (pathlib.Path(__file__).parents[2] / f'docs/{page}.md').read_text()
+  config = types.SimpleNamespace()
+  exec(text.partition('```python\n')[2].partition('```')[0], {'config': config})
+  tensor = TensorRef(name, 'BF16', shape)
+  rule = assign([tensor], rules_from(config.rules))[name]
+  assert rule.action == action
+  assert rule.splits(tensor) == (len(shape) == 3)
