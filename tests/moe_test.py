@@ -230,10 +230,10 @@ def test_meshes_processes_and_a_resume_change_nothing(saved, tmp_path, monkeypat
   group = saved['qwen3_moe'].fused
   settings: dict[str, Any] = {'max_shard_size': '3kB'}
   want = groups.merge(group, tmp_path / 'out', **settings).output
-  for mesh in ('layer:3,row:2', 'row:2'):
-    got = groups.merge(group, tmp_path / mesh, mesh=mesh, **settings)
-    tensors = map(groups.load, (got.output, want, group.base))
-    several.assert_agree(*tensors)
+  got = groups.merge(group, tmp_path / 'mesh', mesh='layer:3,row:2', **settings)
+  several.assert_agree(*map(groups.load, (got.output, want, group.base)))
+  whole = groups.merge(group, tmp_path / 'whole', whole_files=True, **settings)
+  assert groups.weight_bytes(whole.output) == groups.weight_bytes(want)
   stopped = tmp_path / 'stopped'
   small = {'memory_budget': PROCESS_BYTES + 60_000, 'rules': None}
   resumes.stop(group, stopped, monkeypatch, n_steps=4, **settings, **small)
@@ -242,7 +242,7 @@ def test_meshes_processes_and_a_resume_change_nothing(saved, tmp_path, monkeypat
   assert groups.weight_bytes(again.output) == groups.weight_bytes(want)
   experts = ','.join(map(str, group.experts))
   words = [f'--base={group.base}', f'--experts={experts}', '--output=two']
-  words += ['--max_shard_size=3kB', '--whole_files']
+  words += ['--max_shard_size=3kB']
   for ended in launches.run(tmp_path, launches.joining(2, words), devices=4):
     assert ended.status == 0, ended.err
   assert groups.weight_bytes(tmp_path / 'two') == groups.weight_bytes(want)
