@@ -80,9 +80,10 @@ class Records:
 
   def finish(self) -> list[dict[str, Any]]:
     """The records, in the base's order of tensors."""
-    return [self._record(name) for name in self._group.names]
+    return [self.record(name) for name in self._group.names]
 
-  def _record(self, name: str) -> dict[str, Any]:
+  def record(self, name: str) -> dict[str, Any]:
+    """Of one tensor, of the blocks that were taken so far."""
     record = {
       'name': name,
       'rule': self._rules[name].action,

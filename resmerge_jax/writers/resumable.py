@@ -144,17 +144,16 @@ class ResumableWriter:
 
   def finish(self, step: Step, numbers: Any) -> None:
     """Notes that all bytes of `step` are written. `numbers`: what its records need."""
+    places = self._places(step)
     entry = {
       'step': self._numbers[id(step)],
       'rows': [step.row_start, step.row_stop],
-      'written': {
-        name: self._folder.spans(name, *self._bytes(step, name)) for name in step.names
-      },
+      'written': {name: self._folder.spans(name, *at) for name, at in places.items()},
       'numbers': numbers,
     }
-    files = {self._layout.where[name].file for name in step.names}
+    files = {self._layout.where[name].file for name in places}
     with self._explained():
-      for ready in self._ready(entry, files):
+      for ready in self._ready(entry, self._layout.where[step.names[0]].file):
         self._journal.add(ready, files)
 
   def _count_unfinished(self) -> collections.Counter[str]:
@@ -165,11 +164,10 @@ class ResumableWriter:
       if i not in self.finished
     )
 
-  def _ready(self, entry: Any, files: Collection[str]) -> list[Any]:
-    """Entries that count now that this one is finished."""
+  def _ready(self, entry: Any, file: str) -> list[Any]:
+    """Entries that count now that this one is finished. `file`: of its first tensor."""
     if self._unfinished is None:
       return [entry]
-    (file,) = files
     self._waiting.setdefault(file, []).append(entry)
     self._unfinished[file] -= 1
     return [] if self._unfinished[file] else self._waiting.pop(file)
@@ -249,8 +247,14 @@ class ResumableWriter:
     path = journal_path(self.output)
     return explained(f'cannot write {path.name}', path, self._layout.nbytes)
 
-  def _bytes(self, step: Step, name: str) -> tuple[int, int]:
-    return block_bytes(self._layout.where[name], step.row_start, step.row_stop)
+  def _places(self, step: Step) -> dict[str, tuple[int, int]]:
+    """What a step writes: bytes of its tensors, and all of what goes to a recipe."""
+    where, parts = self._layout.where, self._layout.parts
+    kept = (parts.get((name, step.row_start), {}).values() for name in step.names)
+    return {
+      name: block_bytes(where[name], step.row_start, step.row_stop)
+      for name in step.names
+    } | {name: (0, where[name].nbytes) for names in kept for name in names}
 
   def _verified(
     self, entries: list[Any], progress: Callable[[str, int], None]
@@ -262,13 +266,12 @@ class ResumableWriter:
       step = self._steps[i]
       if i in self.finished or [step.row_start, step.row_stop] != entry['rows']:
         continue
+      places = self._places(step)
       written = {
         name: [Span(*span) for span in entry['written'].get(name, ())]
-        for name in step.names
+        for name in places
       }
-      wanted = sum(
-        end - begin for begin, end in (self._bytes(step, n) for n in written)
-      )
+      wanted = sum(end - begin for begin, end in places.values())
       spans = [(name, span) for name, each in written.items() for span in each]
       if sum(span.end - span.begin for _, span in spans) != wanted:
         pass  # another process had not finished its part
