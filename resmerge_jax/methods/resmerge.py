@@ -148,8 +148,8 @@ def update(
   params: ResMerge,
 ) -> tuple[LowRank, Stats]:
   """The rest of Eq. 7-16: arithmetic on a few numbers. u_TxR are the scaled vectors."""
-  # Hidden from the passes over matrices that come before: whoever has these numbers
-  # from elsewhere gets the same bits.
+  # Apart from the passes over matrices: what becomes of their numbers beside this, a
+  # recipe say, must not change what is computed here.
   measured, u_TxR, v_TxC = another_pass(dict(measured), u_TxR, v_TxC)
   gram_R_NxN, gram_H_NxN = measured['gram_R_NxN'], measured['gram_H_NxN']
   norm_Q, norm_sum_R = measured['norm_Q'], measured['norm_sum_R']
