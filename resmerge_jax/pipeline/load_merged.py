@@ -41,8 +41,8 @@ def load_merged(
   The host holds the tensors that are being merged, the devices their parts of the rest.
 
   Args:
-    source: a merge, or the recipe of one. Its output folder is not touched; `resume`
-      and `save_recipe` are refused.
+    source: a merge, or the recipe of one. Its output folder is not touched, settings of
+      its files do not matter; `resume` and `save_recipe` are refused.
     mesh: the devices. Without a target, the first dimension that all of them divide is
       split over all; a tensor without one is replicated. None: all on one device.
     target: for each name of the model a Sharding, a PartitionSpec on `mesh`, or a
@@ -56,10 +56,11 @@ def load_merged(
   config = opened.config if opened else source
   assert isinstance(config, MergeConfig)
   _check_settings(config)
-  # Every process plans for its own devices and all files.
-  config = dataclasses.replace(config, whole_files=True)
+  config = dataclasses.replace(config, whole_files=False)
+  assert not isinstance(config.mesh, str)
   group, states = open_group(config)
-  plan = plan_for(config, group, recipe=opened)
+  devices = merge_devices(config.mesh, own=True, host=config.on_host)
+  plan = plan_for(config, group, devices, opened)
   leaves = _leaves(plan.layout.where, mesh, target)
   with contextlib.ExitStack() as stack:
     readers = [
@@ -74,7 +75,8 @@ def load_merged(
       sink=sink,
       weights=config.weights or (1.0,) * len(group.experts),
       seed=config.seed,
-      devices=merge_devices(None, None, own=True, host=config.on_host),
+      devices=devices,
+      mesh_shape=config.mesh,
       finished=_not_needed(plan, leaves),
       alone=True,
       recipe=opened,
@@ -103,6 +105,7 @@ def _leaves(
   where: Mapping[str, TensorRef], mesh: jax.sharding.Mesh | None, target: Target | None
 ) -> dict[str, Leaf]:
   """What to make of each tensor; all that does not fit is named at once."""
+  _check_dtypes(where)
   if target is None:
     sharding = functools.partial(_spread, mesh)
     return {
@@ -125,6 +128,20 @@ def _leaves(
       fix='give every tensor a sharding on a mesh; output_dtype sets the dtype',
     )
   return leaves
+
+
+def _check_dtypes(where: Mapping[str, TensorRef]) -> None:
+  wide = [
+    f'{name}: {DTYPES[ref.dtype]}'
+    for name, ref in where.items()
+    if jax.dtypes.canonicalize_dtype(DTYPES[ref.dtype]) != DTYPES[ref.dtype]
+  ]
+  if wide:
+    raise InputError(
+      'load_merged: tensors of 64-bit types, which JAX arrays have only if enabled',
+      wide,
+      fix="set jax.config.update('jax_enable_x64', True), or another output_dtype",
+    )
 
 
 def _spread(mesh: jax.sharding.Mesh | None, shape: tuple[int, ...]) -> Sharding:
