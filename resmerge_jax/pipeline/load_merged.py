@@ -116,10 +116,13 @@ def _leaves(
   problems += [f'{name}: not in the target' for name in where.keys() - target]
   leaves = {}
   for name, ref in where.items():
-    if name in target:
-      leaf = Leaf(ref.shape, DTYPES[ref.dtype], _sharding_of(target[name], mesh))
-      leaves[name] = leaf
-      problems += [f'{name}: {text}' for text in _misfits(leaf, target[name])]
+    if name not in target:
+      continue
+    leaf = Leaf(ref.shape, DTYPES[ref.dtype], None)
+    try:
+      leaves[name] = leaf._replace(sharding=_sharding_of(target[name], mesh, leaf))
+    except ValueError as error:
+      problems.append(f'{name}: {str(error).splitlines()[0]}')
   if problems:
     raise InputError(
       'load_merged: the target does not fit the merged model',
@@ -154,26 +157,25 @@ def _spread(mesh: jax.sharding.Mesh | None, shape: tuple[int, ...]) -> Sharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def _sharding_of(wanted: Any, mesh: jax.sharding.Mesh | None) -> Sharding | None:
-  if isinstance(wanted, PartitionSpec):
-    return NamedSharding(mesh, wanted) if mesh is not None else None
-  sharding = getattr(wanted, 'sharding', wanted)
-  return sharding if isinstance(sharding, Sharding) else None
-
-
-def _misfits(leaf: Leaf, wanted: Any) -> list[str]:
-  if leaf.sharding is None:
-    return [f'got {wanted!r}, expected a sharding, or a PartitionSpec and a mesh']
-  found = []
+def _sharding_of(wanted: Any, mesh: jax.sharding.Mesh | None, leaf: Leaf) -> Sharding:
+  """The sharding of a target's entry; ValueError says why it is none for this tensor."""
+  if isinstance(wanted, PartitionSpec) and mesh is not None:
+    sharding: Any = NamedSharding(mesh, wanted)
+  else:
+    sharding = getattr(wanted, 'sharding', wanted)
+  if not isinstance(sharding, Sharding):
+    raise ValueError(
+      f'got {wanted!r}, expected a sharding, or a PartitionSpec and a mesh'
+    )
   for field in ('shape', 'dtype'):
     got, merged = getattr(wanted, field, None), getattr(leaf, field)
     if got is not None and got != merged:
-      found.append(f'{field} {got}, the merge gives {merged}')
-  try:
-    leaf.sharding.shard_shape(leaf.shape)
-  except ValueError as error:
-    found.append(str(error).splitlines()[0])
-  return found
+      raise ValueError(f'{field} {got}, the merge gives {merged}')
+  spec = getattr(sharding, 'spec', ())
+  if len(spec) > len(leaf.shape):
+    raise ValueError(f'got {spec}, the tensor has shape {leaf.shape}')
+  sharding.shard_shape(leaf.shape)
+  return sharding
 
 
 def _not_needed(plan: MergePlan, leaves: Mapping[str, Leaf]) -> dict[int, None]:
