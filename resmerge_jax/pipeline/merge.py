@@ -166,7 +166,7 @@ def prepare(
 
 def open_group(
   config: MergeConfig,
-) -> tuple[ExpertGroup, tuple[Mapping[str, FileState], ...]]:
+) -> tuple[ExpertGroup, tuple[Mapping[str, State], ...]]:
   """Base and experts, and the states of the files of each.
 
   Raises:
