@@ -48,11 +48,13 @@ class MergeConfig:
   keeps the base's shard layout; `memory_budget` None lets the plan choose. `resume`
   continues a run into this output that stopped, or verifies an output that is complete.
   `whole_files`: of several processes each writes files of its own, on its own devices.
+  `save_recipe` also writes what gives this merge again without an SVD. `load_merged`
+  needs no `output`.
   """
 
   base: str | Path
   experts: tuple[str | Path, ...]
-  output: str | Path
+  output: str | Path = ''
   expert_ids: tuple[str, ...] | None = None
   method: Any = dataclasses.field(default_factory=ResMerge)
   outside: TaskArithmetic | None = None
@@ -70,6 +72,7 @@ class MergeConfig:
   mesh: tuple[int, int] | str | None = None
   resume: bool = False
   whole_files: bool = False
+  save_recipe: bool = False
 
   def __post_init__(self) -> None:
     for name in ('experts', 'expert_ids', 'weights'):
@@ -119,11 +122,15 @@ def make_posts(posts: Sequence[Any]) -> tuple[tuple[str, Any], ...]:
 
 
 def choose(
-  config_method: Any, outside: Any, posts: Sequence[tuple[str, Any]]
+  config_method: Any,
+  outside: Any,
+  posts: Sequence[tuple[str, Any]],
+  scanned: bool = True,
 ) -> Choose:
   """How a tensor is merged, by its rule.
 
-  A post-processor of whole matrices is for hidden matrices alone.
+  A post-processor of whole matrices is for hidden matrices alone. `scanned`: scans are
+  made, their results are not known from a recipe.
   """
 
   def chosen(rule: Rule, tensor: TensorRef) -> Chosen:
@@ -140,7 +147,7 @@ def choose(
       params,
       post,
       needs_whole_matrix(params, post),
-      scans=n_scans(params, post),
+      scans=n_scans(params, post) if scanned else 0,
       scratch=method.scratch,
       redone=method.head_rank(params) > 0 and len(tensor.shape) > 1,
     )

@@ -49,7 +49,10 @@ def write_group(path: pathlib.Path) -> groups.Group:
 
 def contents(output: pathlib.Path) -> dict[str, Any]:
   """All files of an output, the manifest without times and memory."""
-  found: dict[str, Any] = {path.name: path.read_bytes() for path in output.iterdir()}
+  files = (path for path in output.rglob('*') if path.is_file())
+  found: dict[str, Any] = {
+    path.relative_to(output).as_posix(): path.read_bytes() for path in files
+  }
   manifest = json.loads(found['manifest.json'])
   found['manifest.json'] = {k: v for k, v in manifest.items() if k not in VARYING}
   return found

@@ -22,6 +22,8 @@ Examples:
     ... --whole_files --max_shard_size=2GB
   A merge described for mergekit (docs/methods.md tells what is accepted):
     python -m tools.merge --mergekit_yaml=ties.yaml --output=MERGED
+  With a recipe, from which base and experts give it again without an SVD:
+    python -m tools.merge --base=BASE --experts=MATH,CODE --output=MERGED --save_recipe
   A merge that was killed, or stopped by a full disk, goes on where it was:
     python -m tools.merge --base=BASE --experts=MATH,CODE --output=MERGED --resume
 """
@@ -31,7 +33,11 @@ import sys
 from absl import flags
 
 from resmerge_jax.cli.app import no_arguments, run_app
-from resmerge_jax.cli.runtime import keep_programs, tune_allocation
+from resmerge_jax.cli.runtime import (
+  define_process_flags,
+  keep_programs,
+  tune_allocation,
+)
 from resmerge_jax.sizes import format_size
 
 
@@ -87,9 +93,5 @@ def _define_flags(argv: list[str]) -> list[str]:
   # JAX is imported from here on: a program that restarts itself need not load it twice.
   from resmerge_jax.cli.merge_flags import define_flags
 
-  flags.DEFINE_string(
-    'coordinator', None, 'HOST:PORT of process 0, of several processes'
-  )
-  flags.DEFINE_integer('num_processes', None, 'how many processes merge together')
-  flags.DEFINE_integer('process_id', None, 'which of them this is, from 0')
+  define_process_flags()
   return define_flags(argv)

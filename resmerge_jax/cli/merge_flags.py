@@ -35,7 +35,7 @@ DEFAULT_CONFIG = 'resmerge'
 FIELDS = (
   'base', 'experts', 'expert_ids', 'output', 'output_dtype', 'max_shard_size',
   'memory_budget', 'vocab', 'extra', 'missing', 'overwrite', 'seed', 'resume', 'weights', 'mesh',
-  'whole_files',
+  'whole_files', 'save_recipe',
 )  # fmt: skip
 
 
@@ -141,6 +141,12 @@ def _define_plain_flags() -> None:
     None,
     'each process writes weight files of its own, for object stores and other storage '
     'that does not let several write to one file',
+  )
+  flags.DEFINE_boolean(
+    'save_recipe',
+    None,
+    'also write OUTPUT/recipe: coefficients and low-rank factors from which base and '
+    'experts give the merge again without an SVD (tools.apply_recipe)',
   )
   flags.DEFINE_string(
     'mesh',

@@ -5,6 +5,8 @@ import pathlib
 import platform
 import sys
 
+from absl import flags
+
 MALLOC = 'GLIBC_TUNABLES'
 # One heap, which keeps what is freed of it; large blocks go back to the system.
 ALLOCATION = (
@@ -42,6 +44,15 @@ def keep_programs() -> None:
 
   root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
   keep_programs_in(pathlib.Path(root) / 'resmerge_jax' / 'programs')
+
+
+def define_process_flags() -> None:
+  """Of commands that several processes run together."""
+  flags.DEFINE_string(
+    'coordinator', None, 'HOST:PORT of process 0, of several processes'
+  )
+  flags.DEFINE_integer('num_processes', None, 'how many processes merge together')
+  flags.DEFINE_integer('process_id', None, 'which of them this is, from 0')
 
 
 def only_compile() -> None:

@@ -127,6 +127,41 @@ class Scan:
   copies: bool = False
 
 
+class MeasureFn(Protocol):
+  def __call__(
+    self, delta_NxRxC: TaskVectors, head: Head, *, params: Any
+  ) -> dict[str, jax.Array]:
+    """The numbers, float32, of the shapes that `Refit.shapes` tells."""
+
+
+class RefitFn(Protocol):
+  def __call__(
+    self,
+    measured: Mapping[str, jax.Array],
+    u_TxR: jax.Array,
+    v_TxC: jax.Array,
+    *,
+    family: Family | None,
+    params: Any,
+  ) -> tuple[LowRank, Stats]:
+    """The update of rank-one terms u v^T and of what was measured."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Refit:
+  """How an update follows from a few numbers and its vectors, without the matrices.
+
+  `merge` of the method is `update` of `measure`. `fields`: parameters on which neither
+  `measure` nor the head depends, so that they can be changed afterwards. `shapes(n)`:
+  of what `measure` returns for n experts.
+  """
+
+  fields: tuple[str, ...]
+  shapes: Callable[[int], Mapping[str, tuple[int, ...]]]
+  measure: MeasureFn
+  update: RefitFn
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
   """One entry of the table of methods.
@@ -140,7 +175,8 @@ class Method:
   `outside(params, N)`: parameters for the others (None: the mean of the updates).
   `expects(params, N)`: what it wants instead of N experts, None if N suits it.
   `scratch`: bytes that its program keeps per entry of a matrix (measured), beside the
-  stored weights and the output.
+  stored weights and the output. `terms(params, N, K)`: T of the LowRank that `merge`
+  returns, None if it is Dense. `refit`: how other parameters need no other head.
   """
 
   name: str
@@ -157,6 +193,8 @@ class Method:
   outside: Callable[[Any, int], Any] = lambda params, n: None  # noqa: ARG005
   expects: Callable[[Any, int], str | None] = lambda params, n: None  # noqa: ARG005
   scratch: int = 4  # an update, or one task vector, in float32
+  terms: Callable[[Any, int, int], int | None] = lambda params, n, k: None  # noqa: ARG005
+  refit: Refit | None = None
 
 
 class PostFn(Protocol):
@@ -170,7 +208,8 @@ class PostFn(Protocol):
 class Post:
   """A post-processor: changes the update that any method made. Fields as in Method.
 
-  One that has scans gets every tensor, so it cannot be for whole matrices.
+  One that has scans gets every tensor, so it cannot be for whole matrices. `keeps_form`:
+  a LowRank update stays one, with the same vectors.
   """
 
   name: str
@@ -180,6 +219,7 @@ class Post:
   whole_matrix: bool = False
   float64: bool = False
   scans: Callable[[Any], tuple[Scan, ...]] = lambda params: ()  # noqa: ARG005
+  keeps_form: bool = False
 
 
 def check_params(method: str, params: Any, **expected: tuple[bool, str]) -> None:
@@ -202,6 +242,12 @@ def scaled(update: Update, factor: jax.Array | float) -> Update:
   if isinstance(update, Dense):
     return Dense(factor * update.update_RxC)
   return update._replace(a_N=factor * update.a_N, w_T=factor * update.w_T)
+
+
+def rank_one_terms(head: Head) -> tuple[jax.Array, jax.Array]:
+  """u_TxR and v_TxC of the heads of all experts, one after the other; T = N K."""
+  n_rows, n_cols = head.y_KxR.shape[-1], head.v_KxC.shape[-1]
+  return head.y_KxR.reshape(-1, n_rows), head.v_KxC.reshape(-1, n_cols)
 
 
 def combination(a_N: jax.Array, delta_NxRxC: TaskVectors) -> LowRank:

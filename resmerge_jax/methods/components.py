@@ -105,6 +105,7 @@ HEAD_ONLY = Method(
   head_rank=lambda params: params.head_rank,
   gets=lambda params: 'hidden',  # noqa: ARG005
   outside=_outside,
+  terms=lambda params, n, k: k,  # noqa: ARG005
   expects=_expects,
 )
 RESIDUAL_ONLY = dataclasses.replace(

@@ -165,7 +165,11 @@ def _base_weight(context: Context, params: Hma) -> jax.Array:
 
 
 LITI = Post(
-  name='liti', source='Ramé et al. 2024, arXiv 2406.16768', params=Liti, apply=liti
+  name='liti',
+  source='Ramé et al. 2024, arXiv 2406.16768',
+  params=Liti,
+  apply=liti,
+  keeps_form=True,
 )
 LINES = Post(
   name='lines',
@@ -177,7 +181,12 @@ LINES = Post(
     if params.alpha is not None
     else (Scan(measure_l1, alpha_of_several_tasks, True),)
   ),
+  keeps_form=True,
 )
 HMA = Post(
-  name='hma', source='Lin et al. 2023, arXiv 2309.06256', params=Hma, apply=hma
+  name='hma',
+  source='Lin et al. 2023, arXiv 2309.06256',
+  params=Hma,
+  apply=hma,
+  keeps_form=True,
 )

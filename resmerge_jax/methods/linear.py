@@ -103,6 +103,7 @@ METHOD = Method(
   source='Wortsman et al. 2022, arXiv 2203.05482',
   params=Linear,
   merge=merge,
+  terms=lambda params, n, k: 0 if params.normalize else None,  # noqa: ARG005
   scratch=0,
   takes_weights=True,
   whole_matrix=lambda params: False,  # noqa: ARG005

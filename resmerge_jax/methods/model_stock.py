@@ -100,6 +100,7 @@ METHOD = Method(
   source='Jang et al. 2024, arXiv 2403.19522; as in mergekit 0.1.5',
   params=ModelStock,
   merge=merge,
+  terms=lambda params, n, k: None if params.filter_wise else 0,  # noqa: ARG005
   scratch=0,
   branches=BRANCHES,
   whole_matrix=lambda params: not params.filter_wise,

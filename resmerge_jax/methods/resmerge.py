@@ -23,7 +23,14 @@ from resmerge_jax.linalg.gram import (
 )
 from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.linalg.task_vectors import TaskVectors
-from resmerge_jax.methods.base import Context, LowRank, Method, Stats
+from resmerge_jax.methods.base import (
+  Context,
+  LowRank,
+  Method,
+  Refit,
+  Stats,
+  rank_one_terms,
+)
 from resmerge_jax.types import Family
 
 FAMILY_SCALE = {  # f in the score; paper: A.2
@@ -111,16 +118,44 @@ def merge(
 ) -> tuple[LowRank, Stats]:
   """ResMerge of one matrix: sum_i a_i R_i + b sum_i H_i, as Eq. 16 less W_0."""
   assert head is not None
-  n = len(delta_NxRxC)
+  measured = measure(delta_NxRxC, head, params=params)
+  return update(measured, *rank_one_terms(head), family=family, params=params)
+
+
+def measure(
+  delta_NxRxC: TaskVectors, head: Head, *, params: ResMerge
+) -> dict[str, jax.Array]:
+  """<R_i, R_j>, <H_i, H_j>, ||Q|| and the norm of the sum of all residuals."""
   gram_R_NxN = gram(residual(delta_NxRxC, head))  # Eq. 6
   gram_H_NxN = head_gram(head)
-  norm_R_N, norm_H_N = _norms(gram_R_NxN), _norms(gram_H_NxN)
-  norm_R_N = jnp.where(norm_R_N > NO_RESIDUAL * norm_H_N, norm_R_N, 0.0)
-
+  norm_R_N = _residual_norms(gram_R_NxN, gram_H_NxN)
   unit_N = _unit_scale(norm_R_N, params)  # q_i = unit_i R_i, Eq. 7
   norm_Q, norm_sum_R = _norms_of_sums(
     gram_R_NxN, jnp.stack([unit_N, norm_R_N > 0]), delta_NxRxC, head
   )
+  return {
+    'gram_R_NxN': gram_R_NxN, 'gram_H_NxN': gram_H_NxN,
+    'norm_Q': norm_Q, 'norm_sum_R': norm_sum_R,
+  }  # fmt: skip
+
+
+def update(
+  measured: Mapping[str, jax.Array],
+  u_TxR: jax.Array,
+  v_TxC: jax.Array,
+  *,
+  family: Family | None,
+  params: ResMerge,
+) -> tuple[LowRank, Stats]:
+  """The rest of Eq. 7-16: arithmetic on a few numbers. u_TxR are the scaled vectors."""
+  # Apart from the passes over matrices: what becomes of their numbers beside this, a
+  # recipe say, must not change what is computed here.
+  measured, u_TxR, v_TxC = another_pass(dict(measured), u_TxR, v_TxC)
+  gram_R_NxN, gram_H_NxN = measured['gram_R_NxN'], measured['gram_H_NxN']
+  norm_Q, norm_sum_R = measured['norm_Q'], measured['norm_sum_R']
+  n = gram_R_NxN.shape[0]
+  norm_R_N, norm_H_N = _residual_norms(gram_R_NxN, gram_H_NxN), _norms(gram_H_NxN)
+  unit_N = _unit_scale(norm_R_N, params)
   s_R, c_R = _reliability(gram_R_NxN, unit_N, norm_R_N, norm_Q, params)  # Eq. 8
   score = _score(s_R, c_R, n, params) * params.scale_of(family)
   beta = params.beta_max - (params.beta_max - params.beta_min) * score  # Eq. 9
@@ -143,14 +178,18 @@ def merge(
     'branch': branch,
   }  # fmt: skip
   # Eq. 16 with R_i = D_i - H_i: sum_i a_i D_i + sum_i (b - a_i) H_i
-  w_NxK = jnp.broadcast_to((b - a_N)[:, None], head.sigma_K.shape)
-  u_TxR = head.y_KxR.reshape(-1, head.y_KxR.shape[-1])
-  v_TxC = head.v_KxC.reshape(-1, head.v_KxC.shape[-1])
-  return LowRank(a_N, w_NxK.reshape(-1), u_TxR, v_TxC), stats
+  w_T = jnp.repeat(b - a_N, len(u_TxR) // n)
+  return LowRank(a_N, w_T, u_TxR, v_TxC), stats
 
 
 def _norms(gram_NxN: jax.Array) -> jax.Array:
   return jnp.sqrt(jnp.maximum(jnp.diagonal(gram_NxN), 0.0))
+
+
+def _residual_norms(gram_R_NxN: jax.Array, gram_H_NxN: jax.Array) -> jax.Array:
+  """||R_i||, zero where rounding is all there is."""
+  norm_R_N = _norms(gram_R_NxN)
+  return jnp.where(norm_R_N > NO_RESIDUAL * _norms(gram_H_NxN), norm_R_N, 0.0)
 
 
 def _norms_of_sums(
@@ -296,4 +335,14 @@ METHOD = Method(
   head_rank=lambda params: params.head_rank,
   branches=BRANCHES,
   gets=lambda params: 'hidden',  # noqa: ARG005
+  terms=lambda params, n, k: n * k,  # noqa: ARG005
+  refit=Refit(
+    fields=('rho', 'beta_min', 'beta_max'),
+    shapes=lambda n: {
+      **dict.fromkeys(('gram_R_NxN', 'gram_H_NxN'), (n, n)),
+      **dict.fromkeys(('norm_Q', 'norm_sum_R'), ()),
+    },
+    measure=measure,
+    update=update,
+  ),
 )

@@ -154,11 +154,17 @@ def _between(weights: Arc, delta_NxRxC: TaskVectors, on: str) -> Update:
   return Dense(update_RxC)
 
 
+def _terms(params: Slerp | NuSlerp, n: int, k: int) -> int | None:  # noqa: ARG001
+  by_row = isinstance(params, NuSlerp) and not params.flatten
+  return 0 if params.on == 'task_vectors' and not by_row else None
+
+
 SLERP = Method(
   name='slerp',
   source='Shoemake 1985; as in mergekit 0.1.5',
   params=Slerp,
   merge=slerp,
+  terms=_terms,
   scratch=0,
   branches=BRANCHES,
   expects=expects,
@@ -168,6 +174,7 @@ NUSLERP = Method(
   source='mergekit 0.1.5',
   params=NuSlerp,
   merge=nuslerp,
+  terms=_terms,
   scratch=0,
   branches=BRANCHES,
   expects=expects,

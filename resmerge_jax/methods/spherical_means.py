@@ -179,6 +179,7 @@ MULTISLERP = Method(
   source='Goddard 2025, goddard.blog/posts/multislerp-wow-what-a-cool-idea',
   params=MultiSlerp,
   merge=multislerp,
+  terms=lambda params, n, k: 0,  # noqa: ARG005
   scratch=0,
   branches=('mean direction', 'linear'),
   takes_weights=True,
@@ -188,6 +189,7 @@ KARCHER = Method(
   source='arXiv 2603.04972; as in mergekit 0.1.5',
   params=Karcher,
   merge=karcher,
+  terms=lambda params, n, k: 0 if n == 1 else None,  # noqa: ARG005
   scratch=0,
   branches=('mean direction', 'cancelled'),
 )

@@ -58,6 +58,7 @@ METHOD = Method(
   source='Ilharco et al. 2023, arXiv 2212.04089',
   params=TaskArithmetic,
   merge=merge,
+  terms=lambda params, n, k: 0,  # noqa: ARG005
   scratch=0,
   takes_weights=True,
   whole_matrix=lambda params: False,  # noqa: ARG005

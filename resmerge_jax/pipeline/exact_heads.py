@@ -82,8 +82,8 @@ def _redone(
     jax.device_put(head, kernel.layer),
   )
   matrix = fetch(dataclasses.replace(step, names=step.names[:1]), redone)
-  old = (fetched.sums, fetched.stats, fetched.head)
-  new = (matrix.sums, matrix.stats, matrix.head)
+  old = (fetched.sums, fetched.stats, fetched.head, fetched.recipe)
+  new = (matrix.sums, matrix.stats, matrix.head, matrix.recipe)
   for into, value in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
     into[at, ...][tuple(slice(n) for n in value.shape[1:])] = value[0]
   return matrix.pieces[0].out_RxC

@@ -33,20 +33,20 @@ class Fetched:
   sums: Sums
   stats: dict[str, np.ndarray]
   head: Head | None
+  recipe: dict[str, np.ndarray] | None
   pieces: tuple[Piece, ...]
 
   def writable(self) -> 'Fetched':
     """With own copies of the numbers."""
-    copies = jax.tree.map(np.array, (self.sums, self.stats, self.head))
-    return dataclasses.replace(
-      self, **dict(zip(('sums', 'stats', 'head'), copies, strict=True))
-    )
+    names = ('sums', 'stats', 'head', 'recipe')
+    copies = jax.tree.map(np.array, {name: getattr(self, name) for name in names})
+    return dataclasses.replace(self, **copies)
 
 
 def fetch(step: Step, merged: Merged) -> Fetched:
   """Waits for a step and takes what lies on this process' devices, without copies."""
-  held, owned, (sums, stats, head) = held_numbers(
-    step, (merged.sums, merged.stats, merged.head)
+  held, owned, (sums, stats, head, recipe) = held_numbers(
+    step, (merged.sums, merged.stats, merged.head, merged.recipe)
   )
   n_rows = step.row_stop - step.row_start
   pieces = []
@@ -66,6 +66,7 @@ def fetch(step: Step, merged: Merged) -> Fetched:
     sums=sums,
     stats=stats,
     head=head,
+    recipe=recipe,
     pieces=tuple(pieces),
   )
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -13,6 +13,10 @@ from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.plan.stacks import Chosen, Step
 from resmerge_jax.sharding import mesh_for, padded
 from resmerge_jax.types import DTYPES, Family
+
+# 'save': the update is returned too, as recipes keep it. It comes from one: 'replay', as
+# it is there; 'refit', its coefficients anew from what was measured.
+RecipeUse = Literal['', 'save', 'replay', 'refit']
 
 
 class ScanAt(NamedTuple):
@@ -29,7 +33,8 @@ class KernelSpec:
   `layers` and `rows` are a step's shape before padding. `head_given`: the heads come
   as an argument (exact ones, from the host) instead of being computed. `mesh_shape`:
   devices along layers and rows if the user has set them. `scan`: this scan instead of the
-  merge. `found`: name, shape and dtype of what the scans before found.
+  merge. `found`: name, shape and dtype of what the scans before found, or of what a
+  recipe holds.
   """
 
   params: Any
@@ -46,6 +51,7 @@ class KernelSpec:
   post: tuple[Any, ...] = ()
   scan: ScanAt | None = None
   found: tuple[tuple[str, tuple[int, ...], str], ...] = ()
+  recipe: RecipeUse = ''
 
   @property
   def head_rank(self) -> int:
@@ -105,6 +111,7 @@ def step_spec(
   mesh_shape: tuple[int, int] | None = None,
   found: Mapping[str, np.ndarray] | None = None,
   scan: ScanAt | None = None,
+  recipe: RecipeUse = '',
 ) -> KernelSpec:
   """The program that computes a step. `found`: of one of its tensors."""
   stack = step.stack
@@ -124,6 +131,7 @@ def step_spec(
     out_dtype=stack.out_dtype,
     mesh_shape=mesh_shape,
     scan=scan,
+    recipe=recipe,
     found=tuple((k, x.shape, x.dtype.name) for k, x in sorted((found or {}).items())),
   )
   return dataclasses.replace(spec, family=stack.family) if spec.head_rank else spec

@@ -11,10 +11,11 @@ import numpy as np
 from resmerge_jax.linalg.gram import another_pass, row_sums
 from resmerge_jax.linalg.krylov import Head, ritz_size, top_k
 from resmerge_jax.linalg.task_vectors import TaskVectors, narrow, widen
-from resmerge_jax.methods.base import Context, Stats, Update, apply_update
+from resmerge_jax.methods.base import Context, Update, apply_update
 from resmerge_jax.methods.table import method_of, needs_float64, post_of
 from resmerge_jax.pipeline.kernel_spec import KernelSpec, ScanAt, device_dtype
 from resmerge_jax.pipeline.program_cache import cached
+from resmerge_jax.pipeline.updates import FROM_RECIPE, Updated, to_recipe, updated
 from resmerge_jax.sharding import (
   apart_by_layer,
   each,
@@ -52,6 +53,7 @@ class Merged(NamedTuple):
   sums: Sums
   stats: dict[str, Numbers]
   head: Head | None
+  recipe: dict[str, Numbers] | None  # what a recipe keeps, where one is saved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +122,7 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
 
   def compile_program() -> jax.stages.Compiled:
     stepped = apart_by_layer(functools.partial(_on_stack, spec, not on_cpu), mesh)
-    merged = Merged(on_base, *cast(Any, (layer,) * 3))  # a tree's prefix
+    merged = Merged(on_base, *cast(Any, (layer,) * 4))  # a tree's prefix
     shardings = merged if spec.scan is None else layer
     with jax.enable_x64(needs_float64(spec.params, spec.post)):
       lowered = jax.jit(stepped, out_shardings=shardings).lower(*arguments)
@@ -164,9 +166,9 @@ def _measure_one(
     scan = method_of(spec.params).scans(spec.params)[at.number]
     return scan.measure(delta_NxRxC, context=context, params=spec.params)
   before = dataclasses.replace(spec, post=spec.post[: spec.post.index(at.post)])
-  update, _, _ = _update_one(before, at_once, delta_NxRxC, context, start_PxC, head)
+  one, _ = _update_one(before, at_once, delta_NxRxC, context, start_PxC, head)
   scan = post_of(at.post).scans(at.post)[at.number]
-  return scan.measure(*another_pass(update, delta_NxRxC), params=at.post)
+  return scan.measure(*another_pass(one.update, delta_NxRxC), params=at.post)
 
 
 def _merge_one(
@@ -178,14 +180,13 @@ def _merge_one(
   head: Head | None,
 ) -> Merged:
   """One matrix: exact float32 differences, the update, one rounding."""
-  update, stats, head = _update_one(
-    spec, at_once, delta_NxRxC, context, start_PxC, head
-  )
-  delta_NxRxC, update = another_pass(delta_NxRxC, update)
+  one, head = _update_one(spec, at_once, delta_NxRxC, context, start_PxC, head)
+  recipe = to_recipe(one) if spec.recipe == 'save' else None
+  delta_NxRxC, update = another_pass(delta_NxRxC, one.update)
   merged_RxC = widen(delta_NxRxC.base_RxC) + apply_update(update, delta_NxRxC)
   out_RxC = narrow(merged_RxC, device_dtype(spec.out_dtype))
   sums = _sums(*another_pass(delta_NxRxC, update, out_RxC))
-  return Merged(out_RxC, sums, stats, head)
+  return Merged(out_RxC, sums, one.stats, head, recipe)
 
 
 def _update_one(
@@ -195,11 +196,10 @@ def _update_one(
   context: Context,
   start_PxC: jax.Array,
   head: Head | None,
-) -> tuple[Update, Stats, Head | None]:
+) -> tuple[Updated, Head | None]:
   """Head, merge, post-processors of one matrix; the head is as given, or found."""
-  method = method_of(spec.params)
   k = spec.head_rank
-  if k and head is None:
+  if k and head is None and spec.recipe not in FROM_RECIPE:
 
     def solve(expert_RxC: jax.Array) -> Head:
       # The barrier keeps XLA from widening the base once for all, at a pass's cost.
@@ -207,14 +207,7 @@ def _update_one(
       return top_k(widen(expert_RxC) - widen(base_RxC), k, start_PxC)
 
     head = each(solve, delta_NxRxC.experts_NxRxC, at_once)
-  update, stats = method.merge(
-    delta_NxRxC, head, context=context, family=spec.family, params=spec.params
-  )
-  for params in spec.post:
-    post = post_of(params)
-    update, more = post.apply(update, delta_NxRxC, context=context, params=params)
-    stats |= {f'{post.name}_{key}': value for key, value in more.items()}
-  return update, stats, head
+  return updated(spec, delta_NxRxC, head, context), head
 
 
 def _sums(delta_NxRxC: TaskVectors, update: Update, out_RxC: jax.Array) -> Sums:

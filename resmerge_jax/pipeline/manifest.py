@@ -15,7 +15,7 @@ from resmerge_jax.checkpoint.files import State
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.config import MergeConfig, to_plain
 from resmerge_jax.methods.table import method_of
-from resmerge_jax.plan.layout import INDEX_NAME, OutputLayout
+from resmerge_jax.plan.layout import INDEX_NAME, OutputLayout, ShardFile
 from resmerge_jax.plan.plan import MergePlan
 from resmerge_jax.sharding import merge_devices
 from resmerge_jax.version import __version__
@@ -96,18 +96,15 @@ def checksums(
   edit. `files` are those beside the weights and their index.
   """
   tensors, whole = {}, {}
-  for shard in layout.shards:
-    total = zlib.crc32(shard.header)
+  for shard in layout.files:
     for ref in shard.tensors:
-      crc = writer.crc_of(ref.name)
-      total = joined_crc(total, crc, ref.nbytes)
       tensors[ref.name] = {
         'file': shard.name,
         'begin': ref.start,
         'end': ref.start + ref.nbytes,
-        'crc32': crc_text(crc),
+        'crc32': crc_text(writer.crc_of(ref.name)),
       }
-    whole[shard.name] = {'bytes': shard.nbytes, 'crc32': crc_text(total)}
+    whole[shard.name] = checksum(writer, shard)
   others = {name: files[name] for name in sorted(files.keys() - {'README.md'})}
   if layout.index is not None:
     others[INDEX_NAME] = layout.index
@@ -119,6 +116,14 @@ def checksums(
       size, crc = len(content), zlib.crc32(content)
     whole[name] = {'bytes': size, 'crc32': crc_text(crc)}
   return {'files': whole, 'tensors': tensors}
+
+
+def checksum(writer: ResumableWriter, shard: ShardFile) -> dict[str, Any]:
+  """Size and CRC-32 of one file of tensors."""
+  crc = zlib.crc32(shard.header)
+  for ref in shard.tensors:
+    crc = joined_crc(crc, writer.crc_of(ref.name), ref.nbytes)
+  return {'bytes': shard.nbytes, 'crc32': crc_text(crc)}
 
 
 def identity_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -137,6 +142,7 @@ def identity_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
     },
     'versions': plain['versions'],
     'devices': plain['devices'],
+    **({'recipe': plain['recipe']['sha256']} if 'recipe' in plain else {}),
     'plan_fingerprint': plain['plan_fingerprint'],
   }
 

@@ -22,12 +22,15 @@ from resmerge_jax.config import MergeConfig, choose, outside_of
 from resmerge_jax.errors import InputError
 from resmerge_jax.pipeline.chips import device_facts
 from resmerge_jax.pipeline.manifest import (
+  checksum,
   checksums,
   identity_of,
   peak_memory,
   plan_facts,
 )
 from resmerge_jax.pipeline.progress import Progress
+from resmerge_jax.pipeline.recipe import OpenRecipe, recipe_json
+from resmerge_jax.pipeline.recipe_parts import check_recipe, recipe_parts
 from resmerge_jax.pipeline.records import Records
 from resmerge_jax.pipeline.resume import Found, look, verify_complete
 from resmerge_jax.pipeline.side_files import side_files
@@ -35,6 +38,7 @@ from resmerge_jax.pipeline.stream import stream
 from resmerge_jax.pipeline.whole_files import by_file, owners
 from resmerge_jax.pipeline.work import Work, silent
 from resmerge_jax.plan.plan import MergePlan, make_plan
+from resmerge_jax.plan.recipe_layout import RECIPE, recipe_file, with_recipe
 from resmerge_jax.processes import together, watched
 from resmerge_jax.sharding import merge_devices
 from resmerge_jax.writers.check import check_output, resolved
@@ -58,11 +62,16 @@ class Prepared:
   states: tuple[Mapping[str, State], ...]
   found: Found = dataclasses.field(default_factory=Found)
   notes: tuple[str, ...] = ()
+  recipe: OpenRecipe | None = None
 
   @functools.cached_property
   def facts(self) -> dict[str, Any]:
     """What the manifest says of the merge before it runs; asks for the devices."""
-    return plan_facts(self.config, self.group, self.plan, self.states)
+    facts = plan_facts(self.config, self.group, self.plan, self.states)
+    if self.recipe is None:
+      return facts
+    path, sha256 = str(self.recipe.path), self.recipe.sha256
+    return {**facts, 'recipe': {'path': path, 'sha256': sha256}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,9 +90,16 @@ class Manifest:
 
 
 def plan_for(
-  config: MergeConfig, group: ExpertGroup, devices: Sequence[jax.Device] | None = None
+  config: MergeConfig,
+  group: ExpertGroup,
+  devices: Sequence[jax.Device] | None = None,
+  recipe: OpenRecipe | None = None,
 ) -> MergePlan:
-  """The plan of this merge on these devices (None: those that it has)."""
+  """The plan of this merge on these devices (None: those that it has).
+
+  Raises:
+    InputError: as `make_plan`; a recipe that cannot be saved, or is of another merge.
+  """
   assert config.max_shard_size is None or isinstance(config.max_shard_size, int)
   assert config.memory_budget is None or isinstance(config.memory_budget, int)
   assert not isinstance(config.mesh, str)
@@ -93,31 +109,42 @@ def plan_for(
   plan = make_plan(
     group,
     config.rules,
-    choose=choose(config.method, outside, config.post),
+    choose=choose(config.method, outside, config.post, scanned=recipe is None),
     output_dtype=config.output_dtype,
     max_shard_size=config.max_shard_size,
     budget=config.memory_budget,
     devices=device_facts(devices, config.mesh),
   )
-  return by_file(plan) if config.whole_files else plan
+  if config.whole_files:
+    plan = by_file(plan)
+  if recipe is not None:
+    recipe.check_group(group)
+    check_recipe(recipe, plan)
+  if config.save_recipe:
+    layout = with_recipe(plan.layout, recipe_parts(plan), apart=config.whole_files)
+    plan = dataclasses.replace(plan, layout=layout)
+  return plan
 
 
 def prepare(
-  config: MergeConfig, devices: Sequence[jax.Device] | None = None
+  config: MergeConfig,
+  devices: Sequence[jax.Device] | None = None,
+  recipe: OpenRecipe | None = None,
 ) -> Prepared:
   """Opens the folders, compares them, plans, and looks at the output place.
 
   Args:
     devices: those to plan for; None: those of this merge.
+    recipe: where the updates come from, instead of the method.
 
   Raises:
     InputError: whatever is wrong that headers, names and the disk can tell.
   """
-  base, *experts = _open_all(config)
-  group = check_group(base, experts, config.vocab, config.extra, config.missing)
-  states = tuple(file_states(s, copied=i == 0) for i, s in enumerate(group.sources))
-  plan = plan_for(config, group, devices)
-  prepared = Prepared(config, group, plan, states)
+  if not config.output:
+    raise InputError('no output given', fix='pass --output=DIR')
+  group, states = open_group(config)
+  plan = plan_for(config, group, devices, recipe)
+  prepared = Prepared(config, group, plan, states, recipe=recipe)
   found = Found()
   if config.resume:
     identity = identity_of(prepared.facts)
@@ -136,6 +163,21 @@ def prepare(
       'the others have nothing to do (--max_shard_size makes more files)'
     )
   return dataclasses.replace(prepared, found=found, notes=tuple(notes))
+
+
+def open_group(
+  config: MergeConfig,
+) -> tuple[ExpertGroup, tuple[Mapping[str, State], ...]]:
+  """Base and experts, and the states of the files of each.
+
+  Raises:
+    InputError: folders that cannot be used, or do not belong together.
+  """
+  base, *experts = _open_all(config)
+  group = check_group(base, experts, config.vocab, config.extra, config.missing)
+  return group, tuple(
+    file_states(s, copied=i == 0) for i, s in enumerate(group.sources)
+  )
 
 
 def _open_all(config: MergeConfig) -> list[Checkpoint]:
@@ -161,11 +203,17 @@ def _open_all(config: MergeConfig) -> list[Checkpoint]:
   return opened
 
 
-def merge(config: MergeConfig, *, show_progress: bool = False) -> Manifest:
+def merge(
+  config: MergeConfig,
+  *,
+  show_progress: bool = False,
+  recipe: OpenRecipe | None = None,
+) -> Manifest:
   """Merges the experts of `config` into the folder `config.output`.
 
   The output appears complete under its name or not at all. With `config.resume` a run
-  that stopped is continued, and a complete output is verified.
+  that stopped is continued, and a complete output is verified. `recipe`: where the
+  updates come from (`apply_recipe`).
 
   Raises:
     InputError: bad input, NaN or Inf in the weights; `StoppedError` (a full disk, a file that
@@ -174,14 +222,14 @@ def merge(config: MergeConfig, *, show_progress: bool = False) -> Manifest:
   """
   start = time.perf_counter()
   with together():
-    prepared = prepare(config)
+    prepared = prepare(config, recipe=recipe)
     complete = prepared.found.complete
     if complete and not _verify(config, prepared, show_progress):
       warnings = tuple(complete['warnings'])
       return Manifest(resolved(config.output), complete, warnings, verified_only=True)
     if complete:
       config = dataclasses.replace(config, resume=False)
-      prepared = prepare(config)  # as any other non-empty output
+      prepared = prepare(config, recipe=recipe)  # as any other non-empty output
   with contextlib.ExitStack() as stack:
     writer = _writer(stack, config, prepared, show_progress)
     records, scans, seconds = _stream(stack, config, prepared, writer, show_progress)
@@ -231,6 +279,7 @@ def _stream(
     finished=writer.finished,
     scans=scans,
     owners=owners(plan, jax.process_count()) if config.whole_files else None,
+    recipe=prepared.recipe,
   )
   n_bytes = sum(step.nbytes for step in work.steps)
   progress = stack.enter_context(_progress(n_bytes, show_progress))
@@ -255,7 +304,14 @@ def _commit(
 ) -> list[str]:
   """Gives the output its side files, its manifest and its name; notes for the user."""
   group, plan = prepared.group, prepared.plan
+  if prepared.recipe is not None:
+    prepared.recipe.check_records(records.finish())
   files, warnings = side_files(config, group, plan, writer, records)
+  if plan.layout.recipe:
+    checked = {file.name: checksum(writer, file) for file in plan.layout.recipe}
+    files[RECIPE] = recipe_json(
+      prepared.facts, checked, plan.layout.parts, records.finish()
+    )
   content = {
     **prepared.facts,
     'warnings': list(warnings),
@@ -292,6 +348,7 @@ def _writer(
   if config.whole_files:
     whose = owners(plan, jax.process_count())
     own_files = {file for file, process in whose.items() if process == index}
+    own_files |= {recipe_file(file) for file in own_files}
   for turn in (index == 0, index > 0):
     with together(), _progress(plan.bytes_written, shown and turn) as progress:
       if turn:

@@ -27,6 +27,7 @@ ARITHMETIC = (
   'methods',
   'pipeline/kernels.py',
   'pipeline/kernel_spec.py',
+  'pipeline/updates.py',
   'sharding.py',
   'types.py',
 )

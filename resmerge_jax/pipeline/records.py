@@ -15,6 +15,7 @@ from resmerge_jax.pipeline.fetched import Fetched
 from resmerge_jax.pipeline.staging import Staged
 from resmerge_jax.plan.rules import Rule, family_of
 from resmerge_jax.plan.stacks import Step
+from resmerge_jax.types import find
 
 SUMS = ('delta_sq', 'changed', 'update_sq', 'loss_sq', 'size')
 
@@ -81,15 +82,17 @@ class Records:
   def finish(self) -> list[dict[str, Any]]:
     """The records, in the base's order of tensors; one per matrix of a batch."""
     return [
-      self._record(part, self._rules[name])
+      self.record(part)
       for name, ref in self._group.base.tensors.items()
       for part in self._rules[name].matrices(ref)
     ]
 
-  def _record(self, name: str, rule: Rule) -> dict[str, Any]:
+  def record(self, name: str) -> dict[str, Any]:
+    """Of one tensor or matrix of a batch, of the blocks that were taken so far."""
+    ref, _ = find(self._group.base.tensors, name)
     record = {
       'name': name,
-      'rule': rule.action,
+      'rule': self._rules[ref.name].action,
       'family': family_of(name),
       'shape': list(self._group.out_shape(name)),
     }

@@ -113,7 +113,7 @@ def _measure(
 
   run_steps(work, [s for s in steps if work.takes_part(s)], finish, seconds, at)
   sums: Sums = {}
-  parts = gathered((counted, blocks))
+  parts = [(counted, blocks)] if work.alone else gathered((counted, blocks))
   for of_process, _ in parts:
     for name, values in of_process.items():
       _add(sums, name, values)

@@ -23,7 +23,7 @@ def side_files(
   text, config_notes = output_config(
     group.base.config,
     config.output_dtype,
-    tuple(plan.layout.where.values()),
+    tuple(ref for shard in plan.layout.shards for ref in shard.tensors),
     _padded_vocabulary(group),
     _heads_equal(group, writer),
   )

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from resmerge_jax.checkpoint.group import check_group
@@ -121,7 +120,7 @@ def merge_state_dicts(
       weights=weights or (1.0,) * len(named),
       seed=seed,
       devices=devices,
-      owners=dict.fromkeys((s.name for s in plan.layout.shards), jax.process_index()),
+      alone=True,
     )
   )
   return MergeResult(

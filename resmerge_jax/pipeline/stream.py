@@ -13,7 +13,7 @@ from resmerge_jax.host_float import to_float32
 from resmerge_jax.methods.table import method_of
 from resmerge_jax.pipeline.checks import check_copied, check_merged
 from resmerge_jax.pipeline.exact_heads import replace_flagged
-from resmerge_jax.pipeline.fetched import Piece, fetch
+from resmerge_jax.pipeline.fetched import Fetched, Piece, fetch
 from resmerge_jax.pipeline.loop import WAITS, Done, run_steps
 from resmerge_jax.pipeline.records import Records
 from resmerge_jax.pipeline.scan import run_scans
@@ -34,7 +34,8 @@ def stream(work: Work) -> tuple[Records, dict[str, float]]:
     if numbers is not None:
       records.restore(work.plan.steps[i], numbers)
   seconds = dict.fromkeys(WAITS, 0.0)
-  run_scans(work, seconds)
+  if work.recipe is None:
+    run_scans(work, seconds)
   run_steps(work, work.steps, functools.partial(_finish, work, records), seconds)
   return records, seconds
 
@@ -67,7 +68,11 @@ def _finish(work: Work, records: Records, done: Done) -> None:
     branches = method_of(done.spec.params).branches
     numbers = records.add(step, fetched, branches, exact_LxN, inputs)
     done.give_back()  # the next read may begin while this is written
+    if work.recipe is not None and step.row_stop - step.row_start == step.stack.n_rows:
+      work.recipe.check_records(map(records.record, step.names))
     _write(work, step, fetched.pieces)
+    if fetched.recipe is not None:
+      _write_recipe(work, step, fetched)
   work.sink.finish(step, numbers)
   work.progress(step.label, step.nbytes)
 
@@ -94,6 +99,19 @@ def _copied(step: Step, base_LxRxC: np.ndarray) -> np.ndarray:
     return base_LxRxC
   with np.errstate(over='ignore'):  # the caller looks for Inf
     return to_float32(base_LxRxC).astype(DTYPES[wanted])
+
+
+def _write_recipe(work: Work, step: Step, fetched: Fetched) -> None:
+  """What this process reports of a step, where no step before it holds the same."""
+  assert fetched.recipe is not None
+  layout = work.plan.layout
+  for at, layer in enumerate(fetched.layers):
+    parts = layout.parts.get((step.names[layer], step.row_start), {})
+    for part, name in parts.items() if fetched.owned[at] else ():
+      array = fetched.recipe[part][at]
+      if part == 'u_TxR':  # without the rows of padding
+        array = array[:, : layout.where[name].shape[1]]
+      work.sink.write(name, 0, np.ascontiguousarray(array))
 
 
 def _write(work: Work, step: Step, pieces: Sequence[Piece]) -> None:

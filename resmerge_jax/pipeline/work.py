@@ -12,7 +12,13 @@ from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.checkpoint.reader import Reader
 from resmerge_jax.methods.base import Context, Findings
 from resmerge_jax.pipeline.context import step_context
-from resmerge_jax.pipeline.kernel_spec import KernelSpec, ScanAt, step_spec
+from resmerge_jax.pipeline.kernel_spec import (
+  KernelSpec,
+  RecipeUse,
+  ScanAt,
+  step_spec,
+)
+from resmerge_jax.pipeline.recipe import OpenRecipe
 from resmerge_jax.pipeline.staging import Places, places
 from resmerge_jax.plan.plan import MergePlan
 from resmerge_jax.plan.stacks import Step
@@ -42,6 +48,7 @@ class Work:
 
   `finished`: place in the plan -> numbers, of steps that an earlier run wrote.
   `owners`: the process that makes each weight file alone, on `devices` of its own.
+  `alone`: this process makes all of it by itself. `recipe`: where updates come from.
   `scans`: results of scans, kept between runs. `found`: the same by the method's
   parameters and the tensor; `run_scans` fills both.
   """
@@ -57,6 +64,8 @@ class Work:
   finished: Mapping[int, Any] = dataclasses.field(default_factory=dict)
   mesh_shape: tuple[int, int] | None = None
   owners: Mapping[str, int] | None = None
+  alone: bool = False
+  recipe: OpenRecipe | None = None
   scans: MutableMapping[str, Findings] = dataclasses.field(default_factory=dict)
   found: MutableMapping[Any, dict[str, Mapping[str, np.ndarray]]] = dataclasses.field(
     default_factory=dict
@@ -83,7 +92,12 @@ class Work:
     """The program of a step, or that of a scan of it."""
     found = self._found(step)
     one = found[step.names[0]] if found else None
-    return step_spec(step, self.mesh_shape, one, scan)
+    use: RecipeUse = ''
+    if self.recipe is not None:
+      use = self.recipe.use(step)
+    elif scan is None and self.plan.layout.recipe:
+      use = 'save'
+    return step_spec(step, self.mesh_shape, one, scan, use)
 
   def context(self, step: Step, layers: int) -> Context:
     """NumPy arrays with `layers` entries."""
@@ -92,12 +106,16 @@ class Work:
     )
 
   def _found(self, step: Step) -> Findings:
+    if self.recipe is not None:
+      return self.recipe.found(step)
     return self.found.get(step.stack.chosen.method, {})
 
   def _places(self, number: int, step: Step) -> Places:
     """Where this process takes part in a step: nowhere, if it has none of its devices."""
     stack, process = step.stack, jax.process_index()
-    if self.owners is not None:
+    if self.alone:
+      owner = process
+    elif self.owners is not None:
       owner = self.owners[self.plan.layout.place(step.names[0])[0].file]
     else:
       owner = process if computes(step) else number % jax.process_count()

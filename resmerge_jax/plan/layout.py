@@ -29,15 +29,28 @@ class ShardFile:
 
 @dataclasses.dataclass(frozen=True)
 class OutputLayout:
-  """All weight files of the output, and the text of its index if it has one."""
+  """All weight files of the output, and the text of its index if it has one.
+
+  `recipe` are the files of a saved recipe (plan/recipe_layout.py), in a folder below:
+  there no loader takes them for weights. `parts` names their tensors by the tensor of
+  the model and the row from which on they hold.
+  """
 
   shards: tuple[ShardFile, ...]
   index: bytes | None
+  recipe: tuple[ShardFile, ...] = ()
+  parts: Mapping[tuple[str, int], Mapping[str, str]] = dataclasses.field(
+    default_factory=dict
+  )
+
+  @property
+  def files(self) -> tuple[ShardFile, ...]:
+    return (*self.shards, *self.recipe)
 
   @functools.cached_property
   def where(self) -> Mapping[str, TensorRef]:
     """Output file and absolute start of each tensor."""
-    return {ref.name: ref for shard in self.shards for ref in shard.tensors}
+    return {ref.name: ref for shard in self.files for ref in shard.tensors}
 
   def place(self, name: str) -> tuple[TensorRef, int]:
     """The tensor that is `name` or has it as a part, and its row where that begins."""
@@ -46,8 +59,8 @@ class OutputLayout:
 
   @property
   def nbytes(self) -> int:
-    """Bytes of all weight files and the index."""
-    return sum(shard.nbytes for shard in self.shards) + len(self.index or b'')
+    """Bytes of all these files and the index."""
+    return sum(shard.nbytes for shard in self.files) + len(self.index or b'')
 
 
 def lay_out(

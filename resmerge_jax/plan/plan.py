@@ -75,7 +75,7 @@ class MergePlan:
       'stacks': [_plain(stack) for stack in self.stacks],
       'files': [
         {'name': shard.name, 'bytes': shard.nbytes, 'tensors': len(shard.tensors)}
-        for shard in self.layout.shards
+        for shard in self.layout.files
       ],
       'tensors': {
         name: {

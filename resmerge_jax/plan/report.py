@@ -67,7 +67,7 @@ def describe_plan(plan: MergePlan, group: ExpertGroup, output_dtype: str) -> lis
   lines += [
     '',
     f'{format_size(plan.bytes_read)} to read in {len(plan.steps)} steps, '
-    f'{format_size(plan.bytes_written)} to write in {len(plan.layout.shards)} files, '
+    f'{format_size(plan.bytes_written)} to write in {len(plan.layout.files)} files, '
     f'floating tensors as {output_dtype}',
     f'predicted peak memory {format_size(plan.peak_memory)}, '
     f'budget {format_size(plan.budget)}',

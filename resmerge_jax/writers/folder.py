@@ -80,7 +80,7 @@ class FolderWriter:
     self._spans: dict[str, list[Span]] = {name: [] for name in layout.where}
     self._lock_fd = lock_fd
     with self._explained(f'output {output} cannot be prepared'):
-      own = [s for s in layout.shards if own_files is None or s.name in own_files]
+      own = [s for s in layout.files if own_files is None or s.name in own_files]
       if joins:
         await_shared(self._new)
         for shard in own:
@@ -98,7 +98,8 @@ class FolderWriter:
         self._hide()
         for shard in own:
           self._create(shard)
-        for folder in (self._new, self._new.parent, self.output.parent):
+        self._sync_folders()
+        for folder in (self._new.parent, self.output.parent):
           sync_folder(folder)
       except BaseException:
         self.abort(keep=lock_fd is not None)
@@ -180,7 +181,7 @@ class FolderWriter:
       RuntimeError: a byte of a tensor was not written exactly once.
     """
     self._check_complete()
-    reserved = {INDEX_NAME, *(shard.name for shard in self._layout.shards)}
+    reserved = {INDEX_NAME, *(shard.name for shard in self._layout.files)}
     if clashes := sorted(reserved & files.keys()):
       raise RuntimeError(f'side files named like weight files: {clashes}')
     with self._explained(f'output {self.output} cannot be completed'):
@@ -188,13 +189,13 @@ class FolderWriter:
         self._put(name, files[name])
       for fd in self._shard_fds.values():
         os.fsync(fd)
-      for shard in self._layout.shards:
+      for shard in self._layout.files:
         os.rename(self._new / (shard.name + _PART), self._new / shard.name)
       if self._layout.index is not None:
         self._put(INDEX_NAME, self._layout.index)
       if 'config.json' in files:  # last: without it no loader takes the folder
         self._put('config.json', files['config.json'])
-      sync_folder(self._new)
+      self._sync_folders()
       notes = self._swap()
     self.abort()  # only the lock is left
     return notes
@@ -219,17 +220,24 @@ class FolderWriter:
 
   def _hide(self) -> None:
     """Undoes what a commit had done before it was stopped."""
-    shards = {shard.name for shard in self._layout.shards}
-    for path in sorted(self._new.iterdir()):  # config.json before the weights
-      if path.name in shards:
+    shards = {shard.name for shard in self._layout.files}
+    # config.json before the weights
+    for path in sorted(path for path in self._new.rglob('*') if path.is_file()):
+      name = path.relative_to(self._new).as_posix()
+      if name in shards:
         os.rename(path, path.with_name(path.name + _PART))
-      elif path.name.removesuffix(_PART) not in shards:
+      elif name.removesuffix(_PART) not in shards:
         path.unlink()
+
+  def _sync_folders(self) -> None:
+    for folder in {(self._new / s.name).parent for s in self._layout.files}:
+      sync_folder(folder)
 
   def _create(self, shard: ShardFile) -> None:
     """Reserves the disk space of one shard, so that it cannot run out midway."""
-    flags = os.O_RDWR | os.O_CREAT
-    fd = os.open(self._new / (shard.name + _PART), flags, 0o666)  # less the umask
+    flags, path = os.O_RDWR | os.O_CREAT, self._new / (shard.name + _PART)
+    path.parent.mkdir(exist_ok=True)  # of a recipe
+    fd = os.open(path, flags, 0o666)  # less the umask
     self._shard_fds[shard.name] = fd
     reserve(fd, shard.nbytes)
     write_all(fd, memoryview(shard.header), 0)

@@ -144,17 +144,16 @@ class ResumableWriter:
 
   def finish(self, step: Step, numbers: Any) -> None:
     """Notes that all bytes of `step` are written. `numbers`: what its records need."""
+    places = self._places(step)
     entry = {
       'step': self._numbers[id(step)],
       'rows': [step.row_start, step.row_stop],
-      'written': {
-        name: self._folder.spans(*self._bytes(step, name)) for name in step.names
-      },
+      'written': {name: self._folder.spans(*at) for name, at in places.items()},
       'numbers': numbers,
     }
-    files = {self._layout.place(name)[0].file for name in step.names}
+    files = {self._layout.where[tensor].file for tensor, _, _ in places.values()}
     with self._explained():
-      for ready in self._ready(entry, files):
+      for ready in self._ready(entry, self._layout.place(step.names[0])[0].file):
         self._journal.add(ready, files)
 
   def _count_unfinished(self) -> collections.Counter[str]:
@@ -165,11 +164,10 @@ class ResumableWriter:
       if i not in self.finished
     )
 
-  def _ready(self, entry: Any, files: Collection[str]) -> list[Any]:
-    """Entries that count now that this one is finished."""
+  def _ready(self, entry: Any, file: str) -> list[Any]:
+    """Entries that count now that this one is finished. `file`: of its first tensor."""
     if self._unfinished is None:
       return [entry]
-    (file,) = files
     self._waiting.setdefault(file, []).append(entry)
     self._unfinished[file] -= 1
     return [] if self._unfinished[file] else self._waiting.pop(file)
@@ -249,10 +247,19 @@ class ResumableWriter:
     path = journal_path(self.output)
     return explained(f'cannot write {path.name}', path, self._layout.nbytes)
 
-  def _bytes(self, step: Step, name: str) -> tuple[str, int, int]:
-    """Tensor, and its bytes [begin, end), of what is called `name` in a step."""
-    ref, first = self._layout.place(name)
-    return ref.name, *block_bytes(ref, first + step.row_start, first + step.row_stop)
+  def _places(self, step: Step) -> dict[str, tuple[str, int, int]]:
+    """Tensor, and its bytes [begin, end), of each name that a step writes.
+
+    Of what goes to a recipe it writes all.
+    """
+    found = {}
+    for name in step.names:
+      ref, first = self._layout.place(name)
+      rows = first + step.row_start, first + step.row_stop
+      found[name] = ref.name, *block_bytes(ref, *rows)
+      for part in self._layout.parts.get((name, step.row_start), {}).values():
+        found[part] = part, 0, self._layout.where[part].nbytes
+    return found
 
   def _verified(
     self, entries: list[Any], progress: Callable[[str, int], None]
@@ -264,7 +271,7 @@ class ResumableWriter:
       step = self._steps[i]
       if i in self.finished or [step.row_start, step.row_stop] != entry['rows']:
         continue
-      places = {name: self._bytes(step, name) for name in step.names}
+      places = self._places(step)
       wanted = sum(end - begin for _, begin, end in places.values())
       spans = [
         (tensor, Span(*span))

@@ -75,6 +75,7 @@ def test_every_flag_reaches_the_config(group, tmp_path):
     '--overwrite',
     '--seed=3',
     '--mesh=row:8',
+    '--save_recipe',
   )
   del config['rules']
   assert config == {
@@ -95,6 +96,7 @@ def test_every_flag_reaches_the_config(group, tmp_path):
     'seed': 3,
     'mesh': [1, 8],
     'whole_files': False,
+    'save_recipe': True,
   }
   base, *experts = (groups.load(path) for path in (group.base, *group.experts))
   for name, got in groups.load(tmp_path / 'out').items():
