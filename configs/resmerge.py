@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
       'beta_min': 0.7,
       'beta_max': 1.0,
       'rho': 0.2,
-      'head_gate': 'agreement',  # none: the ungated ablation
+      'head_gate': 'agreement',  # none: the ungated ablation; conflict: ours
       'backbone': 'consensus',  # mean, none: ablations of the backbone
     }
   )

@@ -40,7 +40,7 @@ FAMILY_SCALE = {  # f in the score; paper: A.2
 }
 CHOICES = {
   'variant': tuple(FAMILY_SCALE),
-  'head_gate': ('agreement', 'none'),
+  'head_gate': ('agreement', 'none', 'conflict'),
   'backbone': ('consensus', 'mean', 'none'),
 }
 BRANCHES = ('consensus', 'mean', 'zero')  # what the backbone A came out as
@@ -61,7 +61,9 @@ class ResMerge:
   `beta_min`: retention exponent where residuals agree.
   `beta_max`: retention exponent where they do not.
   `rho`: budget of the heads relative to the backbone. `eps`: epsilon.
-  `head_gate`: 'agreement' is S_H of Eq. 14; 'none' puts 1 in its place (same budget).
+  `head_gate`: 'agreement' is S_H of Eq. 14; 'none' puts 1 in its place (same budget);
+  'conflict' (ours) the mean over pairs of 1 + min(cos(H_i, H_j), 0), which heads at
+  right angles leave open.
   `backbone`: 'consensus' is A of Eq. 12; 'mean' the mean residual; 'none' leaves the
   residuals out and adds the mean head whole (the paper's ablations, Table 2).
   `family_scale`: families that differ from the variant's own (FAMILY_SCALE); kept as
@@ -74,7 +76,7 @@ class ResMerge:
   beta_max: float = 1.0
   rho: float = 0.2
   family_scale: Mapping[str, float] | tuple[tuple[str, float], ...] | None = None
-  head_gate: Literal['agreement', 'none'] = 'agreement'
+  head_gate: Literal['agreement', 'none', 'conflict'] = 'agreement'
   backbone: Literal['consensus', 'mean', 'none'] = 'consensus'
   eps: float = 1e-8
 
@@ -293,19 +295,25 @@ def _branch(
 def _head_agreement(
   gram_NxN: jax.Array, norm_N: jax.Array, params: ResMerge
 ) -> jax.Array:
-  """S_H: mean over pairs of max(cos(H_i, H_j), 0) (Eq. 13-14).
+  """S_H: mean over pairs of max(cos(H_i, H_j), 0) (Eq. 13-14), or another gate.
 
   The paper takes raw heads (and + e); the releases unit heads, zero heads dropped.
   """
   if params.head_gate == 'none':
     return jnp.float32(1)
+
+  def opening(cos_NxN: jax.Array) -> jax.Array:
+    if params.head_gate == 'conflict':
+      return 1.0 + jnp.minimum(cos_NxN, 0.0)
+    return jnp.maximum(cos_NxN, 0.0)
+
   outer_NxN = norm_N[:, None] * norm_N[None, :]
   if params.variant == 'paper':
     cos_NxN = gram_NxN / (outer_NxN + params.eps + TINY**2)
-    return _mean_of_pairs(jnp.maximum(cos_NxN, 0.0))
+    return _mean_of_pairs(opening(cos_NxN))
   counted_N = norm_N > TINY
   cos_NxN = gram_NxN / jnp.where(outer_NxN > 0, outer_NxN, 1.0)
-  return jnp.clip(_mean_of_pairs(jnp.maximum(cos_NxN, 0.0), counted_N), 0.0, 1.0)
+  return jnp.clip(_mean_of_pairs(opening(cos_NxN), counted_N), 0.0, 1.0)
 
 
 def _correction(

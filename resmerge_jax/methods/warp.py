@@ -9,9 +9,7 @@ other, the m-th at lambda = 1/m: their order matters, by design of the paper.
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
 
-import jax
 import numpy as np
 
 from resmerge_jax.linalg.gram import gram
@@ -30,9 +28,8 @@ from resmerge_jax.methods.base import (
   check_params,
   combination,
 )
+from resmerge_jax.methods.gram_groups import GROUPS, Group, grams, measure
 from resmerge_jax.types import Family
-
-GROUPS = ('layer', 'tensor', 'model')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Warp:
   outside them (embeddings, final norm, head): each is a group of its own here.
   """
 
-  group: Literal['layer', 'tensor', 'model'] = 'layer'
+  group: Group = 'layer'
   eta: float = 1.0
 
   def __post_init__(self) -> None:
@@ -72,30 +69,15 @@ def merge(
   return combination(params.eta * a_N, delta_NxRxC), stats
 
 
-def measure(
-  delta_NxRxC: TaskVectors,
-  *,
-  context: Context,  # noqa: ARG001
-  params: Warp,  # noqa: ARG001
-) -> dict[str, jax.Array]:
-  return {'gram_NxN': gram(delta_NxRxC)}
-
-
 def finish(
   totals: Totals,
   facts: Mapping[str, TensorFacts],
   params: Warp,
   before: Findings,  # noqa: ARG001
 ) -> Findings:
-  """Coefficients per tensor. An embedding that is also the head counts once."""
-  groups: dict[Any, list[str]] = {}
-  for name in totals:
-    layer = facts[name].layer
-    key = '' if params.group == 'model' else layer if layer >= 0 else name
-    groups.setdefault(key, []).append(name)
+  """Coefficients per tensor."""
   found: dict[str, Mapping[str, np.ndarray]] = {}
-  for names in groups.values():
-    gram_NxN = np.sum([totals[name]['gram_NxN'] for name in names], 0)
+  for names, gram_NxN in grams(totals, facts, params.group):
     a_N, cos_M, branch = iterated_slerp(gram_NxN)
     shared = {
       'a_N': np.asarray(a_N, np.float32),

@@ -1,5 +1,6 @@
 """Properties that every method of the table has."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -23,6 +24,7 @@ from resmerge_jax.methods.nearswap import NearSwap
 from resmerge_jax.methods.ram import Ram
 from resmerge_jax.methods.rank_mask import RankMask
 from resmerge_jax.methods.resmerge import ResMerge
+from resmerge_jax.methods.retention import Retention
 from resmerge_jax.methods.sce import Sce
 from resmerge_jax.methods.slerp import NuSlerp, Slerp
 from resmerge_jax.methods.spherical_means import Karcher, MultiSlerp
@@ -41,6 +43,7 @@ SETTINGS: dict[str, Any] = {
   'resmerge-release': ResMerge(variant='release', head_rank=3),
   'resmerge-release_initial': ResMerge(variant='release_initial', head_rank=2),
   'resmerge-mean': ResMerge(backbone='mean', head_gate='none'),
+  'resmerge-conflict': ResMerge(head_gate='conflict'),
   'resmerge-head_only': ResMerge(backbone='none'),
   'task_arithmetic': TaskArithmetic(),
   'task_arithmetic-sum': TaskArithmetic(reduce='sum', scale=0.7),
@@ -60,6 +63,8 @@ SETTINGS: dict[str, Any] = {
   'model_stock-rows': ModelStock(filter_wise=True),
   'warp': Warp(),
   'warp-tensor': Warp(group='tensor', eta=0.7),
+  'retention': Retention(),
+  'retention-layer': Retention(tau=0.2, group='layer', rescale=True),
   'linear': Linear(weights=(0.5, 0.5, 0.5)),
   'linear-sum': Linear(weights=(1 / 3, 1 / 3, 1 / 3), normalize=False),
   'ties-official': Ties(),
@@ -216,6 +221,20 @@ def test_scaling_all_updates_scales_the_merge(name: str, scale: float):
     merged(name, delta_NxRxC),
     atol=1e-5,
   )
+
+
+@pytest.mark.parametrize(
+  'name',
+  {method_of(p).name: k for k, p in SETTINGS.items() if hasattr(p, 'scale')}.values(),
+)
+def test_scale_is_that_of_the_update(name: str):
+  """As of the post-processor liti, for methods that have no scale."""
+  params, delta_NxRxC = SETTINGS[name], general(name)
+  doubled = dataclasses.replace(params, scale=2 * params.scale)
+  with precision_of(params):
+    update = groups.compiled(functools.partial(update_of, doubled))
+    got = update(*given(name, delta_NxRxC))
+  np.testing.assert_allclose(got, 2 * merged(name, delta_NxRxC), rtol=1e-6, atol=1e-7)
 
 
 @every_method

@@ -158,6 +158,30 @@ def test_zero_experts_count_in_n():
   np.testing.assert_allclose(stats['release']['norm_A'], mean, rtol=1e-5)
 
 
+def test_the_gate_of_conflict_closes_on_negative_cosines_only():
+  """Heads in the leading place of a residual that agrees."""
+  rest_RxC = np.zeros((ROWS, COLS), np.float32)
+  rest_RxC[3, 3] = rest_RxC[4, 4] = 1.0
+  heads_3xRxC = np.zeros((3, ROWS, COLS), np.float32)
+  heads_3xRxC[0, 0, 0] = heads_3xRxC[1, 1, 1] = 4.0
+  heads_3xRxC[2, 0, 0] = -2.0
+  zero_RxC = 0 * rest_RxC
+  x, y, opposite = heads_3xRxC + rest_RxC
+  for variant in VARIANTS:
+    gate = groups.merge_one(ResMerge(variant=variant, head_gate='conflict'), 'ffn')
+    for experts, want in (
+      ([x], 1.0),
+      ([x, x], 1.0),
+      ([x, y], 1.0),
+      ([x, opposite], 0.0),
+      ([x, y, opposite], 2 / 3),
+      ([x, zero_RxC, opposite], 2 / 3 if variant == 'paper' else 0.0),
+    ):
+      delta_NxRxC = np.stack(experts)
+      _, stats = gate(delta_NxRxC, groups.exact_heads(delta_NxRxC, 1))
+      np.testing.assert_allclose(stats['S_H'], want, atol=1e-6)
+
+
 def test_one_expert_keeps_its_residual_and_bounds_its_head():
   """W_0 + R + rho ||R|| H / ||H||."""
   delta_NxRxC = groups.experts(1, ROWS, COLS, 0.0)

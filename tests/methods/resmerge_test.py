@@ -141,7 +141,10 @@ def test_update_weights_the_stored_deltas_and_triplets():
       {'variant': 'papre'},
       ["variant: got 'papre', expected paper | release | release_initial"],
     ),
-    ({'head_gate': 'on'}, ["head_gate: got 'on', expected agreement | none"]),
+    (
+      {'head_gate': 'on'},
+      ["head_gate: got 'on', expected agreement | none | conflict"],
+    ),
     ({'backbone': 'max'}, ["backbone: got 'max', expected consensus | mean | none"]),
     ({'head_rank': 0}, ['1 <= head_rank <= 64: got 0']),
     ({'rho': -0.1}, ['0 <= rho, finite: got -0.1']),

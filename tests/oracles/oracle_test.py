@@ -122,6 +122,8 @@ def test_ablations():
   np.testing.assert_allclose(
     update - bare, gated['S_H'] * (ungated_update - bare), atol=1e-15
   )
+  _, open_to_conflict = merge(head_gate='conflict')
+  assert gated['S_H'] < open_to_conflict['S_H'] <= 1.0
 
 
 def test_family_scale_replaces_the_preset():

@@ -128,14 +128,24 @@ def unit_cos(x: np.ndarray, y: np.ndarray) -> float:
   return cos(x, y, 0.0) if x.any() and y.any() else 0.0
 
 
-def head_agreement(H: Sequence[np.ndarray], variant: str, eps: float) -> float:
-  """S_H, Eq. 14. The released code leaves zero heads out; the paper counts them as 0."""
+PAIR = {  # a pair's part of S_H, from its cosine
+  'agreement': lambda c: max(c, 0.0),
+  'conflict': lambda c: 1.0 - max(-c, 0.0),
+}
+
+
+def head_gate_of(H: Sequence[np.ndarray], gate: str, variant: str, eps: float) -> float:
+  """S_H, Eq. 14. The released code leaves zero heads out; the paper's have cosine 0."""
+  if gate == 'none':
+    return 1.0
   if variant != 'paper' and len(H) > 1:
     H = [h / norm(h) for h in H if norm(h) > ZERO]
     if not H:
       return 0.0
     eps = eps if variant == 'release' else 0.0
-  return pair_mean([max(cos(x, y, eps), 0.0) for x, y in itertools.combinations(H, 2)])
+  return pair_mean(
+    [PAIR[gate](cos(x, y, eps)) for x, y in itertools.combinations(H, 2)]
+  )
 
 
 def head_part(
@@ -179,8 +189,9 @@ def resmerge(
 ) -> tuple[np.ndarray, dict[str, Any]]:
   """The update A + C of Eq. 16 for deltas of one matrix, and the scalars behind it.
 
-  Families missing in `family_scale` have scale 0. `head_gate='none'` sets S_H to 1;
-  `backbone='mean'` takes A = mean_i R_i, 'none' adds the whole mean head instead of C.
+  Families missing in `family_scale` have scale 0. `head_gate='none'` sets S_H to 1,
+  'conflict' to 1 less the mean of max(-cos(H_i, H_j), 0); `backbone='mean'` takes
+  A = mean_i R_i, 'none' adds the whole mean head instead of C.
   `guard=False` drops the paper variant's guard against vanishing ||Q||.
   """
   D = [np.asarray(d, np.float64) for d in deltas]
@@ -190,7 +201,7 @@ def resmerge(
   p = Params(scales.get(family, 0.0), beta_min, beta_max, eps, guard)
   consensus, scalars = BACKBONES[variant](R, p)
   A = {'consensus': consensus, 'mean': sum(R) / len(R), 'none': 0 * consensus}[backbone]
-  S_H = {'agreement': head_agreement(H, variant, eps), 'none': 1.0}[head_gate]
+  S_H = head_gate_of(H, head_gate, variant, eps)
   norm_A = float(norm(A))
   C = head_part(H, norm_A, S_H, variant, rho, eps)
   if backbone == 'none':

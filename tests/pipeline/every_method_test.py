@@ -30,12 +30,13 @@ NAMES = [
     method_of(params).name: name for name, params in reversed(SETTINGS.items())
   }.values(),
   *('ties-mergekit', 'dare_ties-mergelm', 'ram-arm-ties', 'warp-tensor'),
+  'retention-layer',
 ]
 # Of each kind one: heads; scans of integers, of bits, of Gram matrices; masks; whole
 # matrices in float32 and float64.
 KINDS = [
   *('resmerge', 'head_only', 'ram', 'ties-official', 'ties-mergekit', 'warp'),
-  *('dare_ties-mergelm', 'model_stock', 'karcher', 'tsv'),
+  *('dare_ties-mergelm', 'model_stock', 'karcher', 'tsv', 'retention'),
 ]
 every_method = pytest.mark.parametrize('name', NAMES)
 of_rows = pytest.mark.parametrize(
