@@ -8,7 +8,7 @@ after finitely many faces; the answer does not depend on where it began.
 import jax
 import jax.numpy as jnp
 
-MAX_FACES = 8  # per unknown; 16 unknowns never met more than 3
+MAX_FACES = 8  # per unknown, a stop for safety; none of thousands met more than 3
 ROUNDING = 2e-6  # slope at a bound, of unknowns up to 1, that rounding leaves of 0
 
 
