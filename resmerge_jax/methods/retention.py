@@ -139,4 +139,5 @@ METHOD = Method(
   branches=BRANCHES,
   whole_matrix=lambda params: params.group == 'tensor',
   scans=_scans,
+  terms=lambda params, n, k: 0,  # noqa: ARG005
 )
