@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from resmerge_jax.checkpoint.adapter import Lora, match_adapter
 from resmerge_jax.checkpoint.folder import Checkpoint
 from resmerge_jax.checkpoint.group_files import config_warnings, tokenizer_warnings
 from resmerge_jax.checkpoint.model_config import (
@@ -28,7 +29,9 @@ class ExpertGroup:
   """Checkpoints that can be merged. Source 0 is the base, source i the i-th expert.
 
   `aliases[i][name]` names the tensor in which source i stores output tensor `name`,
-  where that is not `name` itself: the embedding, for an expert that ties its head.
+  where that is not `name` itself: the embedding, for an expert that ties its head; all
+  that an adapter stores whole. `loras[i][name]` is the update of an adapter. What it
+  has neither of is the base's.
   """
 
   base: Checkpoint
@@ -36,6 +39,7 @@ class ExpertGroup:
   vocab: VocabPolicy = 'error'
   warnings: tuple[str, ...] = ()
   aliases: Mapping[int, Mapping[str, str]] = dataclasses.field(default_factory=dict)
+  loras: Mapping[int, Mapping[str, Lora]] = dataclasses.field(default_factory=dict)
 
   @property
   def sources(self) -> tuple[Checkpoint, ...]:
@@ -47,9 +51,17 @@ class ExpertGroup:
     return tuple(self.base.tensors)
 
   def ref(self, i: int, name: str) -> TensorRef:
-    """Where source i stores output tensor `name`."""
+    """Where source i stores output tensor `name`; the base's, if `stores` is False."""
     stored = self.aliases.get(i, {}).get(name, name)
-    return self.sources[i].tensors[stored]
+    return self.sources[i if self.stores(i, name) else 0].tensors[stored]
+
+  def stores(self, i: int, name: str) -> bool:
+    """Whether source i has the whole tensor `name`; an adapter need not."""
+    return self.sources[i].adapter is None or name in self.aliases.get(i, {})
+
+  def lora(self, i: int, name: str) -> Lora | None:
+    """The update of tensor `name` that source i stores as factors."""
+    return self.loras.get(i, {}).get(name)
 
   def out_shape(self, name: str) -> tuple[int, ...]:
     """The base's shape; with `pad` a vocabulary tensor has the most rows of any."""
@@ -95,20 +107,34 @@ def check_group(
   _check_ids(experts)
   if not base.tensors:
     raise InputError(f'base {base.id!r} holds no tensors')
+  if base.adapter is not None:
+    raise InputError(
+      f'base {base.id!r}: a LoRA adapter, not a model',
+      fix='give the model that it was trained from; adapters go into --experts',
+    )
   warnings = head_warnings(base)
-  aliases: dict[int, dict[str, str]] = {}
+  aliases: dict[int, Mapping[str, str]] = {}
+  loras: dict[int, Mapping[str, Lora]] = {}
   problems: list[_Problem] = []
   for i, expert in enumerate(experts, 1):
+    if expert.adapter is not None:
+      matched = match_adapter(base, expert)
+      aliases[i], loras[i] = matched.wholes, matched.loras
+      problems += [_Problem(expert.id, text) for text in matched.problems]
+      problems += _shape_problems(base, expert, matched.wholes, vocab)
+      warnings += matched.warnings
+      continue
     alias, ignored, tied_warnings = match_head(base, expert)
     aliases |= {i: alias} if alias else {}
     problems += _tensor_problems(base, expert, alias, ignored, vocab)
     warnings += tied_warnings
   if problems:
     _raise(base, experts, problems)
-  group = ExpertGroup(base, experts, vocab, (), aliases)
+  group = ExpertGroup(base, experts, vocab, (), aliases, loras)
   warnings += _vocabulary_warnings(group)
   for expert in experts:
-    warnings += config_warnings(base, expert, vocab)
+    if expert.adapter is None:
+      warnings += config_warnings(base, expert, vocab)
     warnings += tokenizer_warnings(base, expert)
   return dataclasses.replace(group, warnings=tuple(warnings))
 
@@ -145,18 +171,11 @@ def _tensor_problems(
   vocab: VocabPolicy,
 ) -> Iterator[_Problem]:
   for name, ref in base.tensors.items():
-    got = expert.tensors.get(alias.get(name, name))
-    if got is None:
+    if alias.get(name, name) not in expert.tensors:
       yield _Problem(expert.id, f'{name} is missing, the base has {_kind(ref)}')
-      continue
-    place = f'{name}{f" in {got.file}" if got.file else ""} is {_kind(got)}'
-    if got.shape != ref.shape:
-      only_rows = is_vocabulary(name, ref.shape) and got.shape[1:] == ref.shape[1:]
-      if not only_rows or vocab == 'error':
-        text = f'{place}, the base has {_kind(ref)}'
-        yield _Problem(expert.id, text, only_rows)
-    elif got.dtype != ref.dtype and not (got.is_float and ref.is_float):
-      yield _Problem(expert.id, f'{place}, the base has {_kind(ref)}')
+  yield from _shape_problems(
+    base, expert, {name: alias.get(name, name) for name in base.tensors}, vocab
+  )
   for name, got in expert.tensors.items():
     if name in base.tensors or name in ignored:
       continue
@@ -167,6 +186,24 @@ def _tensor_problems(
     yield _Problem(
       expert.id, f'{name}: {_kind(got)}, the base has no such tensor{tied}'
     )
+
+
+def _shape_problems(
+  base: Checkpoint, expert: Checkpoint, stored: Mapping[str, str], vocab: VocabPolicy
+) -> Iterator[_Problem]:
+  """Of the tensors that the expert stores: by their name in the base, its own name."""
+  for name, own in stored.items():
+    ref, got = base.tensors.get(name), expert.tensors.get(own)
+    if ref is None or got is None:  # told by others
+      continue
+    place = f'{name}{f" in {got.file}" if got.file else ""} is {_kind(got)}'
+    if got.shape != ref.shape:
+      only_rows = is_vocabulary(name, ref.shape) and got.shape[1:] == ref.shape[1:]
+      if not only_rows or vocab == 'error':
+        text = f'{place}, the base has {_kind(ref)}'
+        yield _Problem(expert.id, text, only_rows)
+    elif got.dtype != ref.dtype and not (got.is_float and ref.is_float):
+      yield _Problem(expert.id, f'{place}, the base has {_kind(ref)}')
 
 
 def _kind(ref: TensorRef) -> str:
@@ -187,7 +224,7 @@ def _raise(
     fields = [
       difference
       for difference in config_differences(base.config, expert.config)
-      if difference.field in ARCHITECTURE_FIELDS
+      if difference.field in ARCHITECTURE_FIELDS and expert.adapter is None
     ]
     if fields and expert.id in counts:
       field, here, there = fields[0]

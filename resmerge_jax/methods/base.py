@@ -10,7 +10,8 @@ import numpy as np
 
 from resmerge_jax.errors import InputError
 from resmerge_jax.linalg.krylov import Head
-from resmerge_jax.linalg.task_vectors import TaskVectors
+from resmerge_jax.linalg.products import combined
+from resmerge_jax.linalg.task_vectors import Products, TaskVectors
 from resmerge_jax.types import Family
 
 # einsum is the better kernel beyond this many rank-one terms; below it they fuse
@@ -140,7 +141,9 @@ class Method:
   `outside(params, N)`: parameters for the others (None: the mean of the updates).
   `expects(params, N)`: what it wants instead of N experts, None if N suits it.
   `scratch`: bytes that its program keeps per entry of a matrix (measured), beside the
-  stored weights and the output.
+  stored weights and the output. `on_factors`: `merge` takes the task vectors through
+  `linalg.gram` and as a combination alone, so that products of factors (LoRA adapters)
+  need not be formed. `loses_rank`: updates up to this rank come out as nothing.
   """
 
   name: str
@@ -157,6 +160,8 @@ class Method:
   outside: Callable[[Any, int], Any] = lambda params, n: None  # noqa: ARG005
   expects: Callable[[Any, int], str | None] = lambda params, n: None  # noqa: ARG005
   scratch: int = 4  # an update, or one task vector, in float32
+  on_factors: bool = False
+  loses_rank: Callable[[Any], int] = lambda params: 0  # noqa: ARG005
 
 
 class PostFn(Protocol):
@@ -204,7 +209,7 @@ def scaled(update: Update, factor: jax.Array | float) -> Update:
   return update._replace(a_N=factor * update.a_N, w_T=factor * update.w_T)
 
 
-def combination(a_N: jax.Array, delta_NxRxC: TaskVectors) -> LowRank:
+def combination(a_N: jax.Array, delta_NxRxC: TaskVectors | Products) -> LowRank:
   """sum_i a_i D_i."""
   n_rows, n_cols = delta_NxRxC.shape
   w_T, u_TxR, v_TxC = (
@@ -213,13 +218,16 @@ def combination(a_N: jax.Array, delta_NxRxC: TaskVectors) -> LowRank:
   return LowRank(a_N, w_T, u_TxR, v_TxC)
 
 
-def apply_update(update: Update, delta_NxRxC: TaskVectors) -> jax.Array:
+def apply_update(update: Update, delta_NxRxC: TaskVectors | Products) -> jax.Array:
   """The update as a float32 matrix RxC."""
   if isinstance(update, Dense):
     return update.update_RxC
-  out_RxC = jnp.zeros(delta_NxRxC.shape, jnp.float32)  # also where 64 bits are enabled
-  for i in range(len(delta_NxRxC)):
-    out_RxC += update.a_N[i] * delta_NxRxC[i]
+  if isinstance(delta_NxRxC, Products):
+    out_RxC = combined(update.a_N, delta_NxRxC)
+  else:
+    out_RxC = jnp.zeros(delta_NxRxC.shape, jnp.float32)  # also with 64 bits enabled
+    for i in range(len(delta_NxRxC)):
+      out_RxC += update.a_N[i] * delta_NxRxC[i]
   n_terms = update.w_T.shape[0]
   if n_terms > FUSED_TERMS:
     return out_RxC + jnp.einsum(

@@ -22,7 +22,7 @@ from resmerge_jax.linalg.gram import (
   residual,
 )
 from resmerge_jax.linalg.krylov import Head
-from resmerge_jax.linalg.task_vectors import TaskVectors
+from resmerge_jax.linalg.task_vectors import Products, TaskVectors
 from resmerge_jax.methods.base import Context, LowRank, Method, Stats
 from resmerge_jax.types import Family
 
@@ -102,7 +102,7 @@ class ResMerge:
 
 
 def merge(
-  delta_NxRxC: TaskVectors,
+  delta_NxRxC: TaskVectors | Products,
   head: Head | None,
   *,
   context: Context,  # noqa: ARG001
@@ -156,7 +156,7 @@ def _norms(gram_NxN: jax.Array) -> jax.Array:
 def _norms_of_sums(
   gram_NxN: jax.Array,
   coefficients_SxN: jax.Array,
-  delta_NxRxC: TaskVectors,
+  delta_NxRxC: TaskVectors | Products,
   head: Head,
 ) -> jax.Array:
   """||sum_n s_n R_n|| per row s: from the Gram matrix unless terms cancel in it.
@@ -296,4 +296,7 @@ METHOD = Method(
   head_rank=lambda params: params.head_rank,
   branches=BRANCHES,
   gets=lambda params: 'hidden',  # noqa: ARG005
+  on_factors=True,
+  # The ablation without residuals keeps whole heads.
+  loses_rank=lambda params: 0 if params.backbone == 'none' else params.head_rank,
 )

@@ -32,7 +32,9 @@ class Chosen(NamedTuple):
 
   `whole`: all rows of a matrix must be together. `scans`: how often it is read before.
   `scratch`: bytes that its program needs per entry of a matrix beside what is stored.
-  `redone`: whether a matrix may be merged once more, on the host.
+  `redone`: whether a matrix may be merged once more, on the host. `on_factors`: whether
+  products of factors are merged without forming them. `loses_rank`: updates up to this
+  rank come out as nothing.
   """
 
   method: Any
@@ -41,6 +43,8 @@ class Chosen(NamedTuple):
   scans: int = 0
   scratch: int = 0
   redone: bool = False
+  on_factors: bool = False
+  loses_rank: int = 0
 
   def __str__(self) -> str:
     """'Ties(keep=0.2) then Liti(eta=0.5)', with what differs from the defaults."""
@@ -65,8 +69,10 @@ Choose = Callable[[Rule, TensorRef], Chosen]
 class Stack:
   """Tensors with one shape (matrix view), one way to be merged, equal stored dtypes.
 
-  `dtypes` are those of the base and of each expert. `family` is None where the
-  action does not depend on it. `layers` x `rows` is the shape of one step.
+  `dtypes` are those of the base and of each expert. `sources` are those that have whole
+  tensors to read: 0, the base, and experts that are models; a copy needs no expert.
+  `rank` is the largest of the experts' factors, 0 if there are none. `family` is None
+  where the action does not depend on it. `layers` x `rows` is the shape of one step.
   """
 
   action: Action
@@ -77,13 +83,28 @@ class Stack:
   dtypes: tuple[str, ...]
   out_dtype: str
   names: tuple[str, ...]
+  sources: tuple[int, ...]
+  rank: int = 0
   layers: int = 1
   rows: int = 1
 
   @property
-  def sources(self) -> range:
-    """Which sources are read: 0 is the base; a copy needs no expert."""
-    return range(1 if self.action == 'base' else len(self.dtypes))
+  def n_experts(self) -> int:
+    """As staged: none for a copy."""
+    return 0 if self.action == 'base' else len(self.dtypes) - 1
+
+  @property
+  def expert_dtype(self) -> str:
+    """One dtype for all whole tensors of experts: their own, or float32 if they differ."""
+    codes = {self.dtypes[i] for i in self.sources[1:]} or {self.dtypes[0]}
+    return codes.pop() if len(codes) == 1 else 'F32'
+
+  @property
+  def is_formed(self) -> bool:
+    """Whether a program makes float32 task vectors before it merges."""
+    whole = len(self.sources) - 1
+    has_products = whole < self.n_experts or self.rank > 0
+    return has_products and (whole > 0 or not self.chosen.on_factors)
 
   @property
   def is_float(self) -> bool:
@@ -92,10 +113,13 @@ class Stack:
   @property
   def row_bytes(self) -> int:
     """Bytes of one row over all sources as staged (mixed dtypes become float32)."""
-    codes = [self.dtypes[i] for i in self.sources]
-    if len(set(codes[1:])) > 1:
-      codes[1:] = ['F32'] * len(codes[1:])
+    codes = [self.dtypes[0], *[self.expert_dtype] * (len(self.sources) - 1)]
     return sum(self.n_cols * DTYPES[code].itemsize for code in codes)
+
+  @property
+  def factor_bytes(self) -> int:
+    """Bytes of the factors of one layer as staged."""
+    return self.n_experts * self.rank * (self.n_rows + self.n_cols) * FLOAT32
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -119,12 +143,11 @@ class Step:
 
   @property
   def nbytes(self) -> int:
-    """Bytes to read."""
-    return sum(
-      len(self.names)
-      * (self.row_stop - self.row_start)
-      * self.stack.n_cols
-      * DTYPES[self.stack.dtypes[i]].itemsize
+    """Bytes to read; of factors, those of whole matrices as they are staged."""
+    rows = self.row_stop - self.row_start
+    factors = self.stack.factor_bytes * rows // max(self.stack.n_rows, 1)
+    return len(self.names) * factors + sum(
+      len(self.names) * rows * self.stack.n_cols * DTYPES[self.stack.dtypes[i]].itemsize
       for i in self.stack.sources
       if self.present[i]
     )
@@ -154,7 +177,10 @@ def build_stacks(
   members: dict[Stack, list[str]] = {}
   for name in group.names:
     action = rules[name].action
-    refs = [group.ref(i, name) for i in range(len(group.sources))]
+    sources = range(len(group.sources))
+    refs = [group.ref(i, name) for i in sources]
+    read = sources[:1] if action == 'base' else sources
+    loras = [group.lora(i, name) for i in read]
     key = Stack(
       action=action,
       chosen=choose(rules[name], out[name]),
@@ -164,6 +190,8 @@ def build_stacks(
       dtypes=tuple(ref.dtype for ref in refs),
       out_dtype=out[name].dtype,
       names=(),
+      sources=tuple(i for i in read if group.stores(i, name)),
+      rank=max(lora.rank if lora else 0 for lora in loras),
     )
     members.setdefault(key, []).append(name)
   stacks = [
@@ -196,14 +224,21 @@ def _parts(
   elements = rows * stack.n_cols
   blocks = 1 if stack.chosen.whole else math.ceil(stack.n_rows / max(rows, 1))
   alive = min(STAGED, math.ceil(len(stack.names) / layers) * blocks)
-  staged = alive * layers * rows * stack.row_bytes
+  staged = alive * layers * (rows * stack.row_bytes + stack.factor_bytes)
   out = layers * elements * DTYPES[stack.out_dtype].itemsize
   out *= alive if out > HEAP_BLOCK_BYTES else alive + FRAGMENTS
   if isinstance(devices, Accelerators):
     n = devices.n_processes
     return math.ceil(staged / n), 0, math.ceil(out / n)
   at_once = min(layers, devices.count)
-  return staged, at_once * elements * stack.chosen.scratch, out
+  return staged, at_once * elements * _scratch(stack), out
+
+
+def _scratch(stack: Stack) -> int:
+  """Bytes per entry: of formed task vectors too, or of the update that factors give."""
+  if stack.is_formed:
+    return stack.chosen.scratch + stack.n_experts * FLOAT32
+  return max(stack.chosen.scratch, FLOAT32 if stack.rank else 0)
 
 
 def _peak(stack: Stack, layers: int, rows: int, devices: Accelerators | Cpu) -> int:
@@ -251,12 +286,14 @@ def _shape_on_cpu(
 
 
 def _shape_on(devices: Accelerators, stack: Stack, room: float) -> tuple[int, int]:
-  staged, _, out = _parts(stack, 1, 1, dataclasses.replace(devices, n_processes=1))
+  bare = dataclasses.replace(stack, rank=0)
+  staged, _, out = _parts(bare, 1, 1, dataclasses.replace(devices, n_processes=1))
+  factors = math.ceil(stack.factor_bytes / max(stack.n_rows, 1))
   vectors = stack.n_cols * FLOAT32 * len(stack.dtypes) if stack.chosen.whole else 0
   row = RowBytes(
-    stored=max(stack.row_bytes, 1),
-    device=max(staged // STAGED + vectors + out, 1),
-    host=max(staged + out, 1),
+    stored=max(stack.row_bytes + factors, 1),
+    device=max(staged // STAGED + factors + vectors + out, 1),
+    host=max(staged + STAGED * factors + out, 1),
   )
   return step_shape(
     devices,
