@@ -1,71 +1,47 @@
-"""LoRA adapters made by PEFT on tiny models, and the same experts merged by PEFT.
+"""Folders of LoRA adapters in PEFT's layout, written without PEFT."""
 
-Import only where PEFT is installed.
-"""
-
+import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
-import peft
-import torch
-import transformers
+import numpy as np
+from safetensors.numpy import save_file
 
-from tests import groups
-
-SIZES: dict[str, Any] = {
-  'vocab_size': 96,
-  'hidden_size': 64,
-  'intermediate_size': 80,
-  'num_hidden_layers': 2,
-  'num_attention_heads': 4,
-  'num_key_value_heads': 2,
-  'max_position_embeddings': 64,
-}
-QWEN2 = transformers.Qwen2Config(tie_word_embeddings=True, **SIZES)
-LLAMA = transformers.LlamaConfig(tie_word_embeddings=False, **SIZES)
-GPT2 = transformers.GPT2Config(
-  vocab_size=96, n_embd=32, n_layer=2, n_head=2, n_positions=32
-)
-ATTENTION = ['q_proj', 'k_proj', 'v_proj', 'o_proj']
-ALL = [*ATTENTION, 'gate_proj', 'up_proj', 'down_proj']
+PREFIX = 'base_model.model.'
+CONFIG: dict[str, Any] = {'peft_type': 'LORA', 'r': 2, 'lora_alpha': 4}
+Weights = Mapping[str, np.ndarray]
 
 
-def write_base(path: pathlib.Path, config: Any) -> pathlib.Path:
-  """A random bfloat16 model."""
-  torch.manual_seed(0)
-  model = transformers.AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
-  model.save_pretrained(path)
+def factors(
+  base: Weights, module: str, rank: int = 2, seed: int = 0, size: float = 0.1
+) -> dict[str, np.ndarray]:
+  """Random float32 factors of a linear module, by the names of the file."""
+  rng = np.random.default_rng([seed, len(module), rank])
+  rows, cols = base[f'{module}.weight'].shape
+  return {
+    f'{PREFIX}{module}.lora_A.weight': np.float32(rng.normal(size=(rank, cols))),
+    f'{PREFIX}{module}.lora_B.weight': np.float32(size * rng.normal(size=(rows, rank))),
+  }
+
+
+def write(path: pathlib.Path, tensors: Weights, **fields: Any) -> pathlib.Path:
+  """An adapter folder; `fields` are those of adapter_config.json that differ."""
+  path.mkdir(parents=True)
+  (path / 'adapter_config.json').write_text(json.dumps({**CONFIG, **fields}))
+  ordered = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+  save_file(ordered, path / 'adapter_model.safetensors', {'format': 'pt'})
   return path
 
 
-def write_expert(
-  path: pathlib.Path, base: pathlib.Path, seed: int, **fields: Any
-) -> tuple[pathlib.Path, pathlib.Path]:
-  """An adapter with random factors at path/adapter, merged in float32 at path/merged.
-
-  `fields`: of LoraConfig.
-  """
-  torch.manual_seed(seed)
-  model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-  fields = {'r': 8, 'lora_alpha': 16, 'target_modules': ALL, **fields}
-  model = peft.get_peft_model(model, peft.LoraConfig(**fields))
-  for name, value in model.named_parameters():
-    if value.requires_grad:
-      is_factor = 'lora_' in name
-      value.data = 0.05 * torch.randn_like(value) + (0 if is_factor else value.data)
-  model.save_pretrained(path / 'adapter')
-  model.merge_and_unload().save_pretrained(path / 'merged')
-  return path / 'adapter', path / 'merged'
-
-
-def write_groups(
-  path: pathlib.Path, config: Any, experts: dict[str, dict[str, Any]]
-) -> tuple[groups.Group, groups.Group]:
-  """One base, with adapters and with the models that PEFT makes of them."""
-  base = write_base(path / 'base', config)
-  pairs = [
-    write_expert(path / name, base, seed, **fields)
-    for seed, (name, fields) in enumerate(experts.items(), 1)
-  ]
-  adapters, merged = zip(*pairs, strict=True)
-  return groups.Group(base, adapters), groups.Group(base, merged)
+def merged(
+  base: Weights, tensors: Weights, scale: float = 2.0
+) -> dict[str, np.ndarray]:
+  """The model of plain factors in float64: W_0 + scale * B A."""
+  found = {name: value.astype(np.float64) for name, value in base.items()}
+  for name, a_FxC in tensors.items():
+    if name.endswith('.lora_A.weight'):
+      b_RxF = tensors[name.replace('lora_A', 'lora_B')]
+      target = name.removeprefix(PREFIX).replace('lora_A.', '')
+      found[target] += scale * b_RxF.astype(np.float64) @ a_FxC.astype(np.float64)
+  return found

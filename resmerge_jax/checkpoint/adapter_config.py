@@ -194,7 +194,7 @@ def _check_values(fields: Mapping[str, Any], who: str) -> None:
   for pattern in ('rank_pattern', 'alpha_pattern'):
     for key in fields.get(pattern) or {}:
       try:
-        re.compile(key)
+        re.compile(str(key))
       except re.error as error:
         problems.append(f'{pattern}: {key!r} is no regular expression: {error}')
   if problems:

@@ -184,9 +184,9 @@ def _vanishing(
   warnings = []
   for i, expert in enumerate(group.experts, 1):
     lost = []
-    for name, lora in group.loras.get(i, {}).items():
-      rank = choose(rules[name], out[name]).loses_rank
-      if lora.rank <= rank and not group.stores(i, name):
+    for name in group.names:
+      lora, rank = group.lora(i, name), choose(rules[name], out[name]).loses_rank
+      if lora and lora.rank <= rank and not group.stores(i, name):
         lost.append((name, lora.rank, rank))
     if lost:
       name, has, rank = lost[0]

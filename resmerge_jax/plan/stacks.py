@@ -71,7 +71,7 @@ class Stack:
 
   `dtypes` are those of the base and of each expert. `sources` are those that have whole
   tensors to read: 0, the base, and experts that are models; a copy needs no expert.
-  `rank` is the largest of the experts' factors, 0 if there are none. `family` is None
+  `rank` is the largest of their factors, 0 if there are none. `family` is None
   where the action does not depend on it. `layers` x `rows` is the shape of one step.
   """
 
@@ -191,11 +191,12 @@ def build_stacks(
       out_dtype=out[name].dtype,
       names=(),
       sources=tuple(i for i in read if group.stores(i, name)),
-      rank=max(lora.rank if lora else 0 for lora in loras),
+      rank=int(any(loras)),  # all ranks alike, so that they share a program
     )
     members.setdefault(key, []).append(name)
   stacks = [
-    dataclasses.replace(key, names=tuple(names)) for key, names in members.items()
+    dataclasses.replace(key, names=tuple(names), rank=_rank(group, key, names))
+    for key, names in members.items()
   ]
   floor = max(
     (_peak(s, 1, s.n_rows if s.chosen.whole else 1, devices) for s in stacks), default=0
@@ -211,6 +212,15 @@ def build_stacks(
     )
   room = math.inf if budget is None else budget - PROCESS_BYTES
   return tuple(_sized(stack, room, devices) for stack in stacks)
+
+
+def _rank(group: ExpertGroup, stack: Stack, names: Sequence[str]) -> int:
+  """The largest rank of their factors."""
+  if not stack.rank:
+    return 0
+  sources = range(1, len(stack.dtypes))
+  loras = (group.lora(i, name) for i in sources for name in names)
+  return max(lora.rank for lora in loras if lora)
 
 
 def _parts(
