@@ -39,9 +39,9 @@ def write_base(path: pathlib.Path, config: Any) -> pathlib.Path:
 
 
 def write_expert(
-  path: pathlib.Path, base: pathlib.Path, seed: int, **fields: Any
+  path: pathlib.Path, name: str, base: pathlib.Path, seed: int, **fields: Any
 ) -> tuple[pathlib.Path, pathlib.Path]:
-  """An adapter with random factors at path/adapter, merged in float32 at path/merged.
+  """An adapter with random factors in path/adapters, merged in float32 in path/models.
 
   `fields`: of LoraConfig.
   """
@@ -49,13 +49,14 @@ def write_expert(
   model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
   fields = {'r': 8, 'lora_alpha': 16, 'target_modules': ALL, **fields}
   model = peft.get_peft_model(model, peft.LoraConfig(**fields))
-  for name, value in model.named_parameters():
+  for parameter, value in model.named_parameters():
     if value.requires_grad:
-      is_factor = 'lora_' in name
+      is_factor = 'lora_' in parameter
       value.data = 0.05 * torch.randn_like(value) + (0 if is_factor else value.data)
-  model.save_pretrained(path / 'adapter')
-  model.merge_and_unload().save_pretrained(path / 'merged')
-  return path / 'adapter', path / 'merged'
+  adapter, merged = (path / kind / name for kind in ('adapters', 'models'))
+  model.save_pretrained(adapter)
+  model.merge_and_unload().save_pretrained(merged)
+  return adapter, merged
 
 
 def write_groups(
@@ -64,7 +65,7 @@ def write_groups(
   """One base, with adapters and with the models that PEFT makes of them."""
   base = write_base(path / 'base', config)
   pairs = [
-    write_expert(path / name, base, seed, **fields)
+    write_expert(path, name, base, seed, **fields)
     for seed, (name, fields) in enumerate(experts.items(), 1)
   ]
   adapters, merged = zip(*pairs, strict=True)

@@ -14,8 +14,6 @@ from resmerge_jax.linalg.task_vectors import Products
 
 def orthonormal(x_NxRxC: Products) -> Products:
   """The same products with orthonormal rows on the right, min(F, C) of them."""
-  if x_NxRxC.right_NxFxC.shape[1] == 0:
-    return x_NxRxC
   q_NxCxM, r_NxMxF = jnp.linalg.qr(x_NxRxC.right_NxFxC.swapaxes(1, 2))
   y_NxRxM = _dot('nrf,nmf->nrm', x_NxRxC.left_NxRxF, r_NxMxF)
   return Products(x_NxRxC.base_RxC, y_NxRxM, q_NxCxM.swapaxes(1, 2))

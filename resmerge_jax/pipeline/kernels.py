@@ -182,10 +182,8 @@ def _task_vectors(
   if whole or spec.post or not method_of(spec.params).on_factors:
     return formed(base_RxC, experts_MxRxC, whole, factors, spec.n_experts)
   if factors is None:  # no expert changes these tensors
-    factors = (
-      jnp.zeros((spec.n_experts, base_RxC.shape[0], 0)),
-      jnp.zeros((spec.n_experts, 0, base_RxC.shape[1])),
-    )
+    n, (n_rows, n_cols) = spec.n_experts, base_RxC.shape
+    factors = jnp.zeros((n, n_rows, 1)), jnp.zeros((n, 1, n_cols))
   return Products(base_RxC, *factors)
 
 
