@@ -1,5 +1,9 @@
 """PEFT in the loop: merging its adapters equals merging the models it makes of them."""
 
+import dataclasses
+import pathlib
+import re
+
 import numpy as np
 import pytest
 
@@ -9,6 +13,7 @@ import peft
 import torch
 import transformers
 
+from resmerge_jax.checkpoint import adapter_config
 from resmerge_jax.errors import InputError
 from resmerge_jax.parameters import make_method
 from resmerge_jax.pipeline.merge import prepare
@@ -153,3 +158,24 @@ def test_another_base_is_warned_of(pairs, tmp_path):
   moved.symlink_to(adapters.base)
   warnings = prepared(adapters._replace(base=moved), tmp_path).plan.warnings
   assert sum("the base here 'other'" in w for w in warnings) == 2
+
+
+def test_the_documentation(pairs, tmp_path, monkeypatch, capsys):
+  """The snippet of docs/lora.md, where the adapters lie as it says."""
+  page = pathlib.Path(__file__).parents[1] / 'docs' / 'lora.md'
+  (snippet,) = re.findall(r'```python\n(.*?)```', page.read_text(), re.DOTALL)
+  (tmp_path / 'adapters').mkdir()
+  adapters, _ = pairs['rslora']
+  for name, path in zip(('math', 'code'), adapters.experts, strict=True):
+    (tmp_path / 'adapters' / name).symlink_to(path)
+  (tmp_path / 'base').symlink_to(adapters.base)
+  monkeypatch.chdir(tmp_path)
+  exec(snippet)
+  assert groups.load(tmp_path / 'merged').keys() == groups.load(adapters.base).keys()
+  assert capsys.readouterr().out.startswith('base ')
+
+
+def test_every_field_of_a_configuration_is_known():
+  """Fields that a new PEFT adds are refused where they are set: this tells of them."""
+  fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
+  assert fields <= adapter_config._BENIGN | adapter_config._REFUSED.keys()

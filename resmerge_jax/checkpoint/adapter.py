@@ -165,11 +165,12 @@ def read_left(
   reader: Reader, lora: Lora, row_start: int, row_stop: int, out_RxF: np.ndarray
 ) -> None:
   """Rows [row_start, row_stop) of scale * left as float32, into `out_RxF`."""
+  n_rows = lora.left.shape[1 if lora.transposed else 0]
   if not lora.transposed:
-    left_RxF = _rows(reader, lora.left, row_start, row_stop)
-    out_RxF[...] = left_RxF
+    out_RxF[...] = _rows(reader, lora.left, row_start, row_stop)
+  elif (row_start, row_stop) == (0, n_rows):
+    out_RxF[...] = _rows(reader, lora.left, 0, lora.rank).T
   else:  # row f of what is stored is column f of left: read as one long column
-    n_rows = lora.left.shape[1]
     column = dataclasses.replace(lora.left, shape=(lora.left.size, 1))
     for f in range(lora.rank):
       at = f * n_rows
