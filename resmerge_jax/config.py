@@ -150,6 +150,8 @@ def choose(
       scans=n_scans(params, post) if scanned else 0,
       scratch=method.scratch,
       redone=method.head_rank(params) > 0 and len(tensor.shape) > 1,
+      on_factors=method.on_factors and not post,
+      loses_rank=method.loses_rank(params),
     )
 
   return chosen

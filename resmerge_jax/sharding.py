@@ -96,7 +96,7 @@ def each(one: Callable[[Any], Any], stacked: Any, at_once: bool) -> Any:
 
 
 def apart_by_layer(on_stack: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-  """`on_stack(base, experts, context, start, head)` on each device's own layers.
+  """`on_stack(base, experts, factors, context, start, head)` on each device's own layers.
 
   Layers share nothing, not even whether to go on with the solver's loop. Rows stay to
   the compiler: it adds the all-reduces of their sums.
@@ -106,7 +106,7 @@ def apart_by_layer(on_stack: Callable[..., Any], mesh: Mesh) -> Callable[..., An
     on_stack,
     mesh=mesh,
     axis_names={AXES[0]},
-    in_specs=(by_layer, by_layer, by_layer, whole, by_layer),
+    in_specs=(by_layer, by_layer, by_layer, by_layer, whole, by_layer),
     out_specs=by_layer,
     check_vma=False,
   )

@@ -13,7 +13,7 @@ import pytest
 import resmerge_jax
 from resmerge_jax import processes
 from resmerge_jax.errors import InputError
-from tests import groups, launches, resumes, several
+from tests import adapters, groups, launches, resumes, several
 from tests.pipeline.merge_killed_test import loadable
 
 # All in one worker: their merges are shared.
@@ -132,6 +132,26 @@ def test_two_processes_write_the_bytes_of_one(alone, by_two, name):
     r['name']: any(r.get('float64_head', [])) for r in groups.records(by_two / name)
   }
   assert [n for n, again in exact.items() if again] == [several.CLOSE]
+
+
+def test_adapters_by_two_processes(base, group, tmp_path):
+  """Factors, by layers and by rows; an embedding in blocks of rows."""
+  modules = ('mlp.up_proj', 'self_attn.k_proj')
+  names = [f'model.layers.{i}.{m}' for i in range(several.LAYERS) for m in modules]
+  experts = tuple(
+    adapters.write(
+      tmp_path / f'e{seed}',
+      {k: x for n in names for k, x in adapters.factors(base, n, 5, seed).items()},
+      r=5,
+    )
+    for seed in range(2)
+  )
+  of_adapters, work = group._replace(experts=experts), tmp_path / 'two'
+  merge_by(2, work, of_adapters, 'layers', 'rows')
+  one = merge_here(tmp_path / 'one', of_adapters, 'layers').output
+  assert groups.weight_bytes(work / 'layers') == groups.weight_bytes(one)
+  one = merge_here(tmp_path / 'one', of_adapters, 'rows', 1, mesh=None).output
+  several.assert_agree(groups.load(work / 'rows'), groups.load(one), base)
 
 
 @pytest.mark.parametrize('name', ['counts', 'trims'])

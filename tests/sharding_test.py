@@ -67,6 +67,7 @@ def on_devices(spec: KernelSpec, kernel: Kernel) -> list[Any]:
     jax.device_put(
       as_bits(np.pad(experts, [*add[0], (0, 0), *add[1]])), kernel.experts
     ),
+    None,  # no factors
     jax.device_put(contexts(layers), kernel.layer),
     jax.device_put(random_start(0, spec.start_shape), kernel.whole),
   ]

@@ -11,13 +11,13 @@ BRING_BACK = 'see that the file can be read again, then run the same command'
 
 
 def file_states(checkpoint: Checkpoint, copied: bool) -> dict[str, State]:
-  """States of config.json and the weight files, with those that are `copied`.
+  """States of the configuration and the weight files, with those that are `copied`.
 
   Raises:
     StoppedError: a file vanished since the folder was listed.
   """
   assert checkpoint.path is not None, checkpoint.id
-  names = [*checkpoint.shard_files, 'config.json']
+  names = [*checkpoint.shard_files, checkpoint.config_name]
   names += checkpoint.side_files if copied else ()
   folder = checkpoint.path
   try:

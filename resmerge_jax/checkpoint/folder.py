@@ -1,12 +1,18 @@
 """A Hugging Face model folder, known from its config, index and shard headers alone."""
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 import re
 from collections.abc import Mapping
 from typing import Any
 
+from resmerge_jax.checkpoint.adapter_config import (
+  CONFIG_NAME,
+  AdapterConfig,
+  read_adapter_config,
+)
 from resmerge_jax.checkpoint.files import Folder
 from resmerge_jax.checkpoint.json_object import load_json_object
 from resmerge_jax.checkpoint.remote import (
@@ -22,7 +28,10 @@ from resmerge_jax.types import QUANTISED_CODES, TensorRef
 FOREIGN_SUFFIXES = ('.bin', '.pt', '.pth', '.ckpt', '.h5', '.msgpack', '.gguf', '.onnx')
 PICKLE_SUFFIXES = ('.bin', '.pt', '.pth', '.ckpt')
 # Written anew with every merge, or describing the input rather than the output.
-_OWN_FILES = frozenset({'config.json', 'README.md', 'manifest.json', 'records.jsonl'})
+_OWN_FILES = frozenset(
+  {'config.json', CONFIG_NAME, 'README.md', 'manifest.json', 'records.jsonl'}
+)
+_ADAPTER_WEIGHTS = 'adapter_model.safetensors'
 TOKENIZER_FILES = frozenset(
   [
     'tokenizer.json',
@@ -47,7 +56,8 @@ _QUANTISED_NAME = re.compile(
 class Checkpoint:
   """What a model folder (or an in-memory state dict: `path` None) holds.
 
-  `side_files` are the top-level files a merged folder copies byte for byte.
+  `side_files` are the top-level files a merged folder copies byte for byte. `adapter`:
+  the folder is a LoRA adapter; `config` is empty then and `tensors` are its factors.
   """
 
   id: str
@@ -58,6 +68,12 @@ class Checkpoint:
   side_files: tuple[str, ...] = ()
   header_sha256: str = ''  # over all shard headers, in file order
   warnings: tuple[str, ...] = ()
+  adapter: AdapterConfig | None = None
+
+  @property
+  def config_name(self) -> str:
+    """The file beside the weights without which they mean nothing."""
+    return 'config.json' if self.adapter is None else CONFIG_NAME
 
   @property
   def is_remote(self) -> bool:
@@ -75,18 +91,34 @@ def open_checkpoint(
   """Reads config, index and shard headers of the folder at `path`, but no weights.
 
   Args:
-    path: a Hugging Face model folder; it and its files may be symbolic links. Or the
-      address of one: gs://BUCKET/PATH, s3://BUCKET/PATH, hf://OWNER/NAME[@REVISION].
+    path: a Hugging Face model folder, or the folder of a LoRA adapter; it and its
+      files may be symbolic links. Or the address of one: gs://BUCKET/PATH,
+      s3://BUCKET/PATH, hf://OWNER/NAME[@REVISION].
     id: the folder's name unless given.
     role: what errors and warnings call it: 'base', "expert 'math'".
 
   Raises:
-    InputError: not a readable, unquantised, complete safetensors model folder.
+    InputError: not a readable, unquantised, complete safetensors model folder, nor a
+      plain LoRA adapter.
   """
   folder = _folder_at(path, role)
   who = f'{role} {folder}'
   names, folders = _list(folder, who)
   _check_kind(names, who)
+  is_adapter = CONFIG_NAME in names and _weights(names) == [_ADAPTER_WEIGHTS]
+  if is_adapter:
+    adapter, raw = read_adapter_config(folder / CONFIG_NAME, who)
+    shards = read_shards(folder, names, who)
+    return Checkpoint(
+      id=id or folder.name or str(folder),
+      path=folder,
+      config={},
+      tensors=shards.tensors,
+      shard_files=shards.files,
+      side_files=tuple(name for name in names if _is_side_file(name)),
+      header_sha256=hashlib.sha256(raw + shards.header_sha256.encode()).hexdigest(),
+      adapter=adapter,
+    )
   config = _read_config(folder, who)
   _check_config_quantisation(config, who)
   shards = read_shards(folder, names, who)
@@ -138,27 +170,24 @@ def _list_local(folder: pathlib.Path, who: str) -> list[str]:
     raise InputError(f'{who}: cannot be listed: {error.strerror}') from error
 
 
+def _weights(names: list[str]) -> list[str]:
+  return [name for name in names if name.endswith('.safetensors')]
+
+
 def _check_kind(names: list[str], who: str) -> None:
   """Raises unless the folder holds safetensors weights of a whole model."""
-  weights = [name for name in names if name.endswith('.safetensors')]
+  weights = _weights(names)
   pickles = [name for name in names if name.endswith(PICKLE_SUFFIXES)]
-  if 'adapter_config.json' in names and not set(weights) - {
-    'adapter_model.safetensors'
-  }:
-    raise InputError(
-      f'{who}: an adapter (adapter_config.json) without the weights of a model',
-      why='a merge needs whole tensors of every expert',
-      fix="merge the adapter into its base with PEFT's merge_and_unload(), save that "
-      'with save_pretrained, and give the saved folder',
-    )
   if not weights and pickles:
+    loaded = 'transformers: AutoModelForCausalLM.from_pretrained(DIR)'
+    if CONFIG_NAME in names:
+      loaded = 'PEFT: AutoPeftModelForCausalLM.from_pretrained(DIR)'
     raise InputError(
       f'{who}: weights only as pickles, no *.safetensors',
       pickles,
       why='a pickle executes code when it is read, so this program never opens one',
-      fix='if you trust the files, convert them with transformers: '
-      'AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(NEW_DIR, '
-      'safe_serialization=True)',
+      fix=f'if you trust the files, convert them with {loaded}.save_pretrained('
+      'NEW_DIR, safe_serialization=True)',
     )
   if not weights and INDEX not in names:
     raise InputError(

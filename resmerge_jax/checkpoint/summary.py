@@ -4,6 +4,7 @@ import collections
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from resmerge_jax.checkpoint.adapter import match_adapter
 from resmerge_jax.checkpoint.folder import TOKENIZER_FILES, Checkpoint
 from resmerge_jax.checkpoint.group_files import tokenizer_differences
 from resmerge_jax.checkpoint.model_config import (
@@ -59,15 +60,17 @@ def describe(checkpoint: Checkpoint) -> list[str]:
   kinds = ', '.join(f'{dtype} {_count(n)}' for dtype, n in dtypes.most_common())
   n_parameters = sum(ref.size for ref in refs)
   config = checkpoint.config
-  fields = [f'{f} {_value(config[f])}' for f in ARCHITECTURE_FIELDS if f in config]
+  fields = ', '.join(
+    f'{f} {_value(config[f])}' for f in ARCHITECTURE_FIELDS if f in config
+  )
   tokenizer = sorted(TOKENIZER_FILES.intersection(checkpoint.side_files))
   others = [name for name in checkpoint.side_files if name not in tokenizer]
   lines = [
     f'{checkpoint.id}  {checkpoint.path}',
-    f'  model       {", ".join(fields) or "not named by config.json"}',
+    f'  model       {_adapter(checkpoint) or fields or "not named by config.json"}',
     f'  parameters  {_count(n_parameters)} in {len(refs)} tensors, '
     f'{format_size(checkpoint.nbytes)}: {kinds}',
-    f'  head        {_head(checkpoint)}',
+    *([] if checkpoint.adapter else [f'  head        {_head(checkpoint)}']),
     f'  tokenizer   {", ".join(tokenizer) or "none"}',
     f'  copied too  {", ".join(others) or "nothing"}',
     '  shards',
@@ -80,6 +83,8 @@ def describe(checkpoint: Checkpoint) -> list[str]:
 
 def describe_differences(a: Checkpoint, b: Checkpoint) -> list[str]:
   """Lines about how `b` differs from `a`, as far as the headers tell."""
+  if b.adapter is not None and a.adapter is None:
+    return [f'{b.id} on {a.id}', *_adapter_differences(a, b)]
   lines = [
     f'  config.json {field}: {_value(here)} -> {_value(there)}'
     for field, here, there in config_differences(a.config, b.config)
@@ -100,6 +105,45 @@ def describe_differences(a: Checkpoint, b: Checkpoint) -> list[str]:
     lines += [f'  {what} file: {name}' for name in files]
   same = '  nothing: equal names, shapes, dtypes, tokenizer and model config'
   return [f'{b.id} against {a.id}', *(lines or [same])]
+
+
+def _adapter(checkpoint: Checkpoint) -> str:
+  """A LoRA adapter in a line; '' for a model."""
+  config = checkpoint.adapter
+  if config is None:
+    return ''
+  scale = 'alpha / sqrt(rank)' if config.rank_stabilised else 'alpha / rank'
+  patterns = {'rank': config.rank_pattern, 'alpha': config.alpha_pattern}
+  but = [
+    f'{what} {value} of {key}'
+    for what, of in patterns.items()
+    for key, value in of.items()
+  ]
+  return ', '.join(
+    [
+      f'a LoRA adapter of {config.base_name or "a base not named"}',
+      f'rank {config.rank}',
+      f'alpha {config.alpha}',
+      f'scale {scale}',
+      *but,
+    ]
+  )
+
+
+def _adapter_differences(base: Checkpoint, adapter: Checkpoint) -> list[str]:
+  """Which tensors of its base an adapter changes."""
+  matched = match_adapter(base, adapter)
+  kinds: dict[str, list[str]] = {}
+  for name, lora in matched.loras.items():
+    kinds.setdefault(f'rank {lora.rank}, scale {lora.scale:g}', []).append(name)
+  for name in matched.wholes:
+    kinds.setdefault('stored whole', []).append(name)
+  lines = [
+    f'  {kind}: {pattern}'
+    for kind, of in kinds.items()
+    for pattern, _ in fold_names(of)
+  ]
+  return lines + [f'  problem: {text}' for text in matched.problems]
 
 
 def _head(checkpoint: Checkpoint) -> str:

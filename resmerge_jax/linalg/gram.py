@@ -7,9 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from resmerge_jax.linalg.krylov import PRECISION, Head
-from resmerge_jax.linalg.task_vectors import TaskVectors
+from resmerge_jax.linalg.products import (
+  gram_of_products,
+  less_heads,
+  norms_of_sums_of_products,
+)
+from resmerge_jax.linalg.task_vectors import Products, TaskVectors
 
-Matrices = TaskVectors | jax.Array | Sequence[jax.Array]  # N matrices RxC
+Matrices = TaskVectors | Products | jax.Array | Sequence[jax.Array]  # N matrices RxC
 
 
 def gram(x_NxRxC: Matrices) -> jax.Array:
@@ -18,6 +23,8 @@ def gram(x_NxRxC: Matrices) -> jax.Array:
   One fused pass: all pair products are reduced along the columns together (one
   variadic reduction), then the row sums; two stages keep float32 sums accurate.
   """
+  if isinstance(x_NxRxC, Products):
+    return gram_of_products(x_NxRxC)
   n = len(x_NxRxC)
   pairs = [(i, j) for i in range(n) for j in range(i, n)]
   total = sums([x_NxRxC[i] * x_NxRxC[j] for i, j in pairs])
@@ -28,6 +35,8 @@ def gram(x_NxRxC: Matrices) -> jax.Array:
 
 def norms_of_sums(x_NxRxC: Matrices, coefficients_SxN: jax.Array) -> jax.Array:
   """||sum_n s_n X_n|| for each row s: summed before squared, so nothing cancels."""
+  if isinstance(x_NxRxC, Products):
+    return norms_of_sums_of_products(x_NxRxC, coefficients_SxN)
   n = len(x_NxRxC)
   combined = [sum(s_N[i] * x_NxRxC[i] for i in range(n)) for s_N in coefficients_SxN]
   return jnp.sqrt(sums([x * x for x in combined]))
@@ -61,12 +70,16 @@ def another_pass(*operands: Any) -> Any:
   return jax.lax.optimization_barrier(operands)
 
 
-def residual(delta_NxRxC: TaskVectors | jax.Array, head: Head) -> list[jax.Array]:
+def residual(
+  delta_NxRxC: TaskVectors | Products | jax.Array, head: Head
+) -> Products | list[jax.Array]:
   """R_i = D_i - H_i (paper, Eq. 6). Meant to fuse into its consumer, not to be kept.
 
   The head is subtracted term by term so that XLA can do it inside the reduction of
   `gram`: forming <R_i, R_j> from <D_i, D_j> would cancel when heads carry the energy.
   """
+  if isinstance(delta_NxRxC, Products):
+    return less_heads(delta_NxRxC, head)
   n, k, _ = head.y_KxR.shape
   out_NxRxC = [delta_NxRxC[i] for i in range(n)]
   for i in range(n):

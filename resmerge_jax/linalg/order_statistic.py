@@ -5,6 +5,7 @@ numbers. So the k-th largest magnitude of a matrix is found by bisecting 31-bit 
 where a question (how many entries are at least this) is one fused pass.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -131,7 +132,8 @@ def counts_of_rows(conditions: list[jax.Array]) -> jax.Array:
 
 def _row(delta_NxRxC: TaskVectors, row: jax.Array) -> TaskVectors:
   """One row of the task vectors. A gather: a slice would bring all rows together."""
-  return TaskVectors(
-    jnp.take(delta_NxRxC.base_RxC, row[None], 0, mode='clip'),
-    jnp.take(delta_NxRxC.experts_NxRxC, row[None], 1, mode='clip'),
+  return dataclasses.replace(
+    delta_NxRxC,
+    base_RxC=jnp.take(delta_NxRxC.base_RxC, row[None], 0, mode='clip'),
+    experts_NxRxC=jnp.take(delta_NxRxC.experts_NxRxC, row[None], 1, mode='clip'),
   )

@@ -116,7 +116,9 @@ class Blocks:
       cut = jax.lax.dynamic_slice_in_dim(stored, start, self._rows, axis)
       return widen(cut).astype(dtype)
 
-    x_NxRxC = part(self.delta_NxRxC.experts_NxRxC) - part(self.delta_NxRxC.base_RxC)
+    x_NxRxC = part(self.delta_NxRxC.experts_NxRxC)
+    if not self.delta_NxRxC.are_differences:
+      x_NxRxC -= part(self.delta_NxRxC.base_RxC)
     if self.more:
       x_NxRxC = jnp.concatenate([x_NxRxC, jnp.stack([part(y) for y in self.more])])
     return x_NxRxC.swapaxes(1, 2) if self.wide else x_NxRxC

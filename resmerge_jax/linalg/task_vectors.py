@@ -1,4 +1,7 @@
-"""Task vectors as a kernel holds them: the stored weights, differences on demand."""
+"""Task vectors as a kernel holds them: the stored weights, differences on demand.
+
+F is the rank of factors (of LoRA adapters).
+"""
 
 import dataclasses
 
@@ -14,10 +17,12 @@ class TaskVectors:
   `self[i]` is D_i = W_i - W_0 in float32, exact for bfloat16 weights of close size. It
   is an expression, not an array: used inside a reduction or a sum it is computed on
   the fly from the stored bytes, half of what float32 matrices would move.
+  With `are_differences` the experts are held as float32 D_i, not as W_i.
   """
 
   base_RxC: jax.Array
   experts_NxRxC: jax.Array
+  are_differences: bool = dataclasses.field(default=False, metadata={'static': True})
 
   def __len__(self) -> int:
     return self.experts_NxRxC.shape[0]
@@ -26,13 +31,68 @@ class TaskVectors:
     if not 0 <= i < len(self):  # ends iteration; JAX would clamp
       raise IndexError(i)
     expert_RxC = jax.lax.index_in_dim(self.experts_NxRxC, i, keepdims=False)
+    return self.difference(expert_RxC)
+
+  def difference(self, expert_RxC: jax.Array) -> jax.Array:
+    """D_i of an entry of `experts_NxRxC`."""
+    if self.are_differences:
+      return expert_RxC
     return widen(expert_RxC) - widen(self.base_RxC)
+
+  def weights(self) -> list[jax.Array]:
+    """The W_i in float32."""
+    if self.are_differences:
+      return [widen(self.base_RxC) + d_RxC for d_RxC in self.experts_NxRxC]
+    return [widen(expert_RxC) for expert_RxC in self.experts_NxRxC]
 
   @property
   def shape(self) -> tuple[int, int]:
     """(R, C)."""
     n_rows, n_cols = self.base_RxC.shape
     return n_rows, n_cols
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Products:
+  """Task vectors D_i = left_i right_i in float32, which are not formed.
+
+  What takes them (`linalg.gram`, `methods.base.apply_update`) takes TaskVectors too.
+  """
+
+  base_RxC: jax.Array
+  left_NxRxF: jax.Array
+  right_NxFxC: jax.Array
+
+  def __len__(self) -> int:
+    return self.left_NxRxF.shape[0]
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    """(R, C)."""
+    n_rows, n_cols = self.base_RxC.shape
+    return n_rows, n_cols
+
+
+def formed(
+  base_RxC: jax.Array,
+  whole_MxRxC: jax.Array,
+  places: tuple[int, ...],
+  factors: tuple[jax.Array, jax.Array] | None,
+  n: int,
+) -> TaskVectors:
+  """The D_i of N experts: of those at `places` from whole tensors, plus the products.
+
+  Nothing is rounded but the float32 product itself: W_0 + left right would be.
+  """
+  zero_RxC = jnp.zeros(base_RxC.shape, jnp.float32)
+  d_NxRxC = [zero_RxC] * n
+  for at, i in enumerate(places):
+    d_NxRxC[i] = widen(whole_MxRxC[at]) - widen(base_RxC)
+  stacked_NxRxC = jnp.stack(d_NxRxC)
+  if factors is not None:
+    stacked_NxRxC += jnp.einsum('nrf,nfc->nrc', *factors, precision='highest')
+  return TaskVectors(base_RxC, stacked_NxRxC, are_differences=True)
 
 
 def widen(stored: jax.Array) -> jax.Array:

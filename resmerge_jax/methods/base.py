@@ -10,7 +10,8 @@ import numpy as np
 
 from resmerge_jax.errors import InputError
 from resmerge_jax.linalg.krylov import Head
-from resmerge_jax.linalg.task_vectors import TaskVectors
+from resmerge_jax.linalg.products import combined
+from resmerge_jax.linalg.task_vectors import Products, TaskVectors
 from resmerge_jax.types import Family
 
 # einsum is the better kernel beyond this many rank-one terms; below it they fuse
@@ -177,6 +178,9 @@ class Method:
   `scratch`: bytes that its program keeps per entry of a matrix (measured), beside the
   stored weights and the output. `terms(params, N, K)`: T of the LowRank that `merge`
   returns, None if it is Dense. `refit`: how other parameters need no other head.
+  `on_factors`: `merge` takes the task vectors through `linalg.gram` and as a combination
+  alone, so that products of factors (LoRA adapters) need not be formed. `loses_rank`:
+  updates up to this rank come out as nothing.
   """
 
   name: str
@@ -195,6 +199,8 @@ class Method:
   scratch: int = 4  # an update, or one task vector, in float32
   terms: Callable[[Any, int, int], int | None] = lambda params, n, k: None  # noqa: ARG005
   refit: Refit | None = None
+  on_factors: bool = False
+  loses_rank: Callable[[Any], int] = lambda params: 0  # noqa: ARG005
 
 
 class PostFn(Protocol):
@@ -250,7 +256,7 @@ def rank_one_terms(head: Head) -> tuple[jax.Array, jax.Array]:
   return head.y_KxR.reshape(-1, n_rows), head.v_KxC.reshape(-1, n_cols)
 
 
-def combination(a_N: jax.Array, delta_NxRxC: TaskVectors) -> LowRank:
+def combination(a_N: jax.Array, delta_NxRxC: TaskVectors | Products) -> LowRank:
   """sum_i a_i D_i."""
   n_rows, n_cols = delta_NxRxC.shape
   w_T, u_TxR, v_TxC = (
@@ -259,13 +265,16 @@ def combination(a_N: jax.Array, delta_NxRxC: TaskVectors) -> LowRank:
   return LowRank(a_N, w_T, u_TxR, v_TxC)
 
 
-def apply_update(update: Update, delta_NxRxC: TaskVectors) -> jax.Array:
+def apply_update(update: Update, delta_NxRxC: TaskVectors | Products) -> jax.Array:
   """The update as a float32 matrix RxC."""
   if isinstance(update, Dense):
     return update.update_RxC
-  out_RxC = jnp.zeros(delta_NxRxC.shape, jnp.float32)  # also where 64 bits are enabled
-  for i in range(len(delta_NxRxC)):
-    out_RxC += update.a_N[i] * delta_NxRxC[i]
+  if isinstance(delta_NxRxC, Products):
+    out_RxC = combined(update.a_N, delta_NxRxC)
+  else:
+    out_RxC = jnp.zeros(delta_NxRxC.shape, jnp.float32)  # also with 64 bits enabled
+    for i in range(len(delta_NxRxC)):
+      out_RxC += update.a_N[i] * delta_NxRxC[i]
   n_terms = update.w_T.shape[0]
   if n_terms > FUSED_TERMS:
     return out_RxC + jnp.einsum(

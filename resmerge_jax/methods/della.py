@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from resmerge_jax.linalg.gram import another_pass
 from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.linalg.order_statistic import differences, magnitude_bits
-from resmerge_jax.linalg.task_vectors import TaskVectors, widen
+from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import Context, Dense, Method, Stats, check_params
 from resmerge_jax.methods.random_masks import RANGE, l1_ratio, row_bits
 from resmerge_jax.methods.sign_election import merge_masked
@@ -57,7 +57,7 @@ def stay_masks(delta_NxRxC: TaskVectors, context: Context, params: Della) -> jax
 
   def of_expert(given: tuple[jax.Array, jax.Array]) -> jax.Array:
     key_2, expert_RxC = given
-    bits_RxC = magnitude_bits(widen(expert_RxC) - widen(delta_NxRxC.base_RxC))
+    bits_RxC = magnitude_bits(delta_NxRxC.difference(expert_RxC))
     rank_RxC = _order(_order(bits_RxC)).astype(jnp.float32)
     height_RxC = rank_RxC / (cols - 1) if cols > 1 else jnp.full_like(rank_RxC, 0.5)
     chance_RxC = params.density + params.epsilon * (2 * height_RxC - 1)

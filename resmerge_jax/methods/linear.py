@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from resmerge_jax.linalg.krylov import Head
-from resmerge_jax.linalg.task_vectors import TaskVectors, widen
+from resmerge_jax.linalg.task_vectors import Products, TaskVectors, widen
 from resmerge_jax.methods.base import (
   Context,
   Dense,
@@ -64,7 +64,7 @@ class Linear:
 
 
 def merge(
-  delta_NxRxC: TaskVectors,
+  delta_NxRxC: TaskVectors | Products,
   head: Head | None,  # noqa: ARG001
   *,
   context: Context,
@@ -105,6 +105,7 @@ METHOD = Method(
   merge=merge,
   terms=lambda params, n, k: 0 if params.normalize else None,  # noqa: ARG005
   scratch=0,
+  on_factors=True,
   takes_weights=True,
   whole_matrix=lambda params: False,  # noqa: ARG005
   expects=_expects,

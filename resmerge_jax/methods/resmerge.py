@@ -22,7 +22,7 @@ from resmerge_jax.linalg.gram import (
   residual,
 )
 from resmerge_jax.linalg.krylov import Head
-from resmerge_jax.linalg.task_vectors import TaskVectors
+from resmerge_jax.linalg.task_vectors import Products, TaskVectors
 from resmerge_jax.methods.base import (
   Context,
   LowRank,
@@ -111,7 +111,7 @@ class ResMerge:
 
 
 def merge(
-  delta_NxRxC: TaskVectors,
+  delta_NxRxC: TaskVectors | Products,
   head: Head | None,
   *,
   context: Context,  # noqa: ARG001
@@ -125,7 +125,7 @@ def merge(
 
 
 def measure(
-  delta_NxRxC: TaskVectors, head: Head, *, params: ResMerge
+  delta_NxRxC: TaskVectors | Products, head: Head, *, params: ResMerge
 ) -> dict[str, jax.Array]:
   """<R_i, R_j>, <H_i, H_j>, ||Q|| and the norm of the sum of all residuals."""
   gram_R_NxN = gram(residual(delta_NxRxC, head))  # Eq. 6
@@ -197,7 +197,7 @@ def _residual_norms(gram_R_NxN: jax.Array, gram_H_NxN: jax.Array) -> jax.Array:
 def _norms_of_sums(
   gram_NxN: jax.Array,
   coefficients_SxN: jax.Array,
-  delta_NxRxC: TaskVectors,
+  delta_NxRxC: TaskVectors | Products,
   head: Head,
 ) -> jax.Array:
   """||sum_n s_n R_n|| per row s: from the Gram matrix unless terms cancel in it.
@@ -353,4 +353,7 @@ METHOD = Method(
     measure=measure,
     update=update,
   ),
+  on_factors=True,
+  # The ablation without residuals keeps whole heads.
+  loses_rank=lambda params: 0 if params.backbone == 'none' else params.head_rank,
 )

@@ -136,7 +136,7 @@ def _two(delta_NxRxC: TaskVectors, method: str) -> None:
 def _vectors(delta_NxRxC: TaskVectors, on: str) -> list[jax.Array]:
   if on == 'task_vectors':
     return [delta_NxRxC[i] for i in range(len(delta_NxRxC))]
-  return [widen(expert_RxC) for expert_RxC in delta_NxRxC.experts_NxRxC]
+  return delta_NxRxC.weights()
 
 
 def _between(weights: Arc, delta_NxRxC: TaskVectors, on: str) -> Update:

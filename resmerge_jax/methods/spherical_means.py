@@ -123,7 +123,7 @@ def karcher(
   n = len(delta_NxRxC)
   if n == 1:
     return combination(jnp.ones(1), delta_NxRxC), {'branch': jnp.int32(0)}
-  gram_NxN = gram([widen(expert_RxC) for expert_RxC in delta_NxRxC.experts_NxRxC])
+  gram_NxN = gram(delta_NxRxC.weights())
   norm_N = norms(gram_NxN)
   c_N, cancelled = _riemannian_mean(cosines(gram_NxN), norm_N > 0, params)
   a_N = norm_N.mean() * c_N / jnp.where(norm_N > 0, norm_N, 1.0)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from resmerge_jax.errors import InputError
 from resmerge_jax.linalg.krylov import Head
-from resmerge_jax.linalg.task_vectors import TaskVectors
+from resmerge_jax.linalg.task_vectors import Products, TaskVectors
 from resmerge_jax.methods.base import Context, LowRank, Method, Stats, combination
 from resmerge_jax.types import Family
 
@@ -37,7 +37,7 @@ class TaskArithmetic:
 
 
 def merge(
-  delta_NxRxC: TaskVectors,
+  delta_NxRxC: TaskVectors | Products,
   head: Head | None,  # noqa: ARG001
   *,
   context: Context,
@@ -60,6 +60,7 @@ METHOD = Method(
   merge=merge,
   terms=lambda params, n, k: 0,  # noqa: ARG005
   scratch=0,
+  on_factors=True,
   takes_weights=True,
   whole_matrix=lambda params: False,  # noqa: ARG005
   gets=lambda params: 'hidden',  # noqa: ARG005

@@ -69,11 +69,15 @@ def _check_inputs(
   bad = [
     f'{"expert" if i else "base"} {group.sources[i].id!r}: {step.names[layer]}'
     for layer in layers
-    for i in step.stack.sources
+    for i in range(step.stack.n_experts + 1)
     if not all(
-      _finite(shard.source(i)[layer - shard.layers.start])
+      _finite(part[layer - shard.layers.start])
       for shard in inputs.shards
       if layer in shard.layers
+      for part in (
+        *([shard.source(i)] if i in shard.sources else []),
+        *shard.factors(i),
+      )
     )
   ]
   if bad:

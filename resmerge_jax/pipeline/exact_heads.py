@@ -6,7 +6,6 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from resmerge_jax.host_float import to_float32
 from resmerge_jax.linalg.exact import host_head
 from resmerge_jax.linalg.krylov import MAX_ERROR, Head
 from resmerge_jax.methods.base import Context
@@ -77,6 +76,9 @@ def _redone(
   redone = kernel.run(
     jax.device_put(as_bits(shard.base), kernel.base),
     jax.device_put(as_bits(shard.experts), kernel.experts),
+    jax.device_put((shard.left, shard.right), (kernel.experts, kernel.layer))
+    if spec.rank
+    else None,
     jax.device_put(context, kernel.layer),
     jax.device_put(np.zeros(one.start_shape, np.float32), kernel.whole),
     jax.device_put(head, kernel.layer),
@@ -91,8 +93,9 @@ def _redone(
 
 def _solve(head: Head, i: int, shard: Shard) -> None:
   """Puts the exact head of expert `i` into `head` (arrays 1xNx...)."""
-  delta_RxC = to_float32(shard.experts[0, i]) - to_float32(shard.base[0])
-  found = host_head(delta_RxC, head.sigma_K.shape[-1], np.asarray(head.ritz_MxC[0, i]))
+  found = host_head(
+    shard.difference(0, i + 1), head.sigma_K.shape[-1], np.asarray(head.ritz_MxC[0, i])
+  )
   head.y_KxR[0, i], head.v_KxC[0, i] = found.y_KxR, found.v_KxC
   head.sigma_K[0, i], head.sigma_next[0, i] = found.sigma_K, found.sigma_next
   head.error[0, i] = found.error

@@ -34,7 +34,8 @@ class KernelSpec:
   as an argument (exact ones, from the host) instead of being computed. `mesh_shape`:
   devices along layers and rows if the user has set them. `scan`: this scan instead of the
   merge. `found`: name, shape and dtype of what the scans before found, or of what a
-  recipe holds.
+  recipe holds. `whole`: which experts have whole tensors (None: all); `rank`: of the
+  others' factors.
   """
 
   params: Any
@@ -52,6 +53,12 @@ class KernelSpec:
   scan: ScanAt | None = None
   found: tuple[tuple[str, tuple[int, ...], str], ...] = ()
   recipe: RecipeUse = ''
+  whole: tuple[int, ...] | None = None
+  rank: int = 0
+
+  @property
+  def n_whole(self) -> int:
+    return self.n_experts if self.whole is None else len(self.whole)
 
   @property
   def head_rank(self) -> int:
@@ -101,11 +108,6 @@ def as_bits(staged: np.ndarray) -> np.ndarray:
   return staged.view(np.uint16) if staged.dtype == DTYPES['BF16'] else staged
 
 
-def common_dtype(codes: Sequence[str]) -> str:
-  """One dtype for all experts of a stack: their own, or float32 where they differ."""
-  return codes[0] if len(set(codes)) == 1 else 'F32'
-
-
 def step_spec(
   step: Step,
   mesh_shape: tuple[int, int] | None = None,
@@ -118,6 +120,7 @@ def step_spec(
   chosen = stack.chosen
   if not step.present[0]:  # rows the base lacks: the mean of the experts that have them
     chosen = Chosen(TaskArithmetic())
+  n_experts, whole = len(stack.dtypes) - 1, tuple(i - 1 for i in stack.sources[1:])
   spec = KernelSpec(
     params=chosen.method,
     post=chosen.post,  # a scan keeps it, to lie on the devices as its merge does
@@ -125,13 +128,15 @@ def step_spec(
     layers=stack.layers,
     rows=stack.rows,
     cols=stack.n_cols,
-    n_experts=len(stack.dtypes) - 1,
+    n_experts=n_experts,
     base_dtype=stack.dtypes[0],
-    expert_dtype=common_dtype(stack.dtypes[1:]),
+    expert_dtype=stack.expert_dtype,
     out_dtype=stack.out_dtype,
     mesh_shape=mesh_shape,
     scan=scan,
     recipe=recipe,
     found=tuple((k, x.shape, x.dtype.name) for k, x in sorted((found or {}).items())),
+    whole=whole if len(whole) < n_experts else None,
+    rank=stack.rank,
   )
   return dataclasses.replace(spec, family=stack.family) if spec.head_rank else spec

@@ -10,8 +10,15 @@ import numpy as np
 
 from resmerge_jax.linalg.gram import another_pass, row_sums
 from resmerge_jax.linalg.krylov import Head, ritz_size, top_k
-from resmerge_jax.linalg.task_vectors import TaskVectors, narrow, widen
-from resmerge_jax.methods.base import Context, Update, apply_update
+from resmerge_jax.linalg.products import counts, heads, squares
+from resmerge_jax.linalg.task_vectors import (
+  Products,
+  TaskVectors,
+  formed,
+  narrow,
+  widen,
+)
+from resmerge_jax.methods.base import Context, Dense, Update, apply_update
 from resmerge_jax.methods.table import method_of, needs_float64, post_of
 from resmerge_jax.pipeline.kernel_spec import KernelSpec, ScanAt, device_dtype
 from resmerge_jax.pipeline.program_cache import cached
@@ -34,6 +41,7 @@ CPU_OPTIONS: dict[str, str | bool] = {
 }
 
 
+Factors = tuple[jax.Array, jax.Array]  # left NxRxF, right NxFxC of D_i = left_i right_i
 Numbers = Any  # jax.Array from the device, numpy.ndarray once fetched to the host
 
 
@@ -41,7 +49,7 @@ class Sums(NamedTuple):
   """Sums, not norms, so that blocks of rows add up."""
 
   delta_sq_LxN: Numbers  # ||D_i||^2
-  changed_LxN: Numbers  # entries with D_i != 0
+  changed_LxN: Numbers  # entries with D_i != 0 (see `products.counts`)
   update_sq_L: Numbers  # ||U||^2
   loss_sq_L: Numbers  # ||round(W_0 + U) - W_0 - U||^2
 
@@ -105,7 +113,14 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
   }
   context = Context(**arrays)
   base = aval(shape, device_dtype(spec.base_dtype), on_base)
-  experts = aval((layers, n, rows, cols), device_dtype(spec.expert_dtype), on_experts)
+  shape_whole = layers, spec.n_whole, rows, cols
+  experts = aval(shape_whole, device_dtype(spec.expert_dtype), on_experts)
+  factors = None
+  if spec.rank:
+    factors = (
+      aval((layers, n, rows, spec.rank), jnp.float32, on_experts),
+      aval((layers, n, spec.rank, cols), jnp.float32, layer),
+    )
   head = None
   if spec.head_given:
     k = spec.head_rank
@@ -118,7 +133,7 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
     head = Head(*fields)
   on_cpu = devices[0].platform == 'cpu'
   start = aval(spec.start_shape, jnp.float32, whole)
-  arguments = (base, experts, context, start, head)
+  arguments = (base, experts, factors, context, start, head)
 
   def compile_program() -> jax.stages.Compiled:
     stepped = apart_by_layer(functools.partial(_on_stack, spec, not on_cpu), mesh)
@@ -136,20 +151,42 @@ def _on_stack(
   spec: KernelSpec,
   at_once: bool,
   base_LxRxC: jax.Array,
-  experts_LxNxRxC: jax.Array,
+  experts_LxMxRxC: jax.Array,
+  factors_L: Factors | None,
   context_L: Context,
   start_PxC: jax.Array,
   head: Head | None,
 ) -> Any:
-  def one(stored: tuple[jax.Array, jax.Array, Context, Head | None]) -> Any:
-    base_RxC, experts_NxRxC, context, head = stored
-    delta_NxRxC = TaskVectors(base_RxC, experts_NxRxC)
+  def one(
+    stored: tuple[jax.Array, jax.Array, Factors | None, Context, Head | None],
+  ) -> Any:
+    base_RxC, experts_MxRxC, factors, context, head = stored
+    delta_NxRxC = _task_vectors(spec, base_RxC, experts_MxRxC, factors)
     one_matrix = delta_NxRxC, context, start_PxC, head
     if spec.scan is None:
       return _merge_one(spec, at_once, *one_matrix)
     return _measure_one(spec, spec.scan, at_once, *one_matrix)
 
-  return each(one, (base_LxRxC, experts_LxNxRxC, context_L, head), at_once)
+  stacked = (base_LxRxC, experts_LxMxRxC, factors_L, context_L, head)
+  return each(one, stacked, at_once)
+
+
+def _task_vectors(
+  spec: KernelSpec,
+  base_RxC: jax.Array,
+  experts_MxRxC: jax.Array,
+  factors: Factors | None,
+) -> Any:
+  """As expressions of what is stored where the method allows that, else formed."""
+  if spec.whole is None and factors is None:
+    return TaskVectors(base_RxC, experts_MxRxC)
+  whole = tuple(range(spec.n_experts)) if spec.whole is None else spec.whole
+  if whole or spec.post or not method_of(spec.params).on_factors:
+    return formed(base_RxC, experts_MxRxC, whole, factors, spec.n_experts)
+  if factors is None:  # no expert changes these tensors
+    n, (n_rows, n_cols) = spec.n_experts, base_RxC.shape
+    factors = jnp.zeros((n, n_rows, 1)), jnp.zeros((n, 1, n_cols))
+  return Products(base_RxC, *factors)
 
 
 def _measure_one(
@@ -174,15 +211,17 @@ def _measure_one(
 def _merge_one(
   spec: KernelSpec,
   at_once: bool,
-  delta_NxRxC: TaskVectors,
+  delta_NxRxC: Any,
   context: Context,
   start_PxC: jax.Array,
   head: Head | None,
 ) -> Merged:
   """One matrix: exact float32 differences, the update, one rounding."""
   one, head = _update_one(spec, at_once, delta_NxRxC, context, start_PxC, head)
-  recipe = to_recipe(one) if spec.recipe == 'save' else None
-  delta_NxRxC, update = another_pass(delta_NxRxC, one.update)
+  recipe, update = to_recipe(one) if spec.recipe == 'save' else None, one.update
+  if isinstance(delta_NxRxC, Products):
+    update = Dense(apply_update(update, delta_NxRxC))  # a product: once, and kept
+  delta_NxRxC, update = another_pass(delta_NxRxC, update)
   merged_RxC = widen(delta_NxRxC.base_RxC) + apply_update(update, delta_NxRxC)
   out_RxC = narrow(merged_RxC, device_dtype(spec.out_dtype))
   sums = _sums(*another_pass(delta_NxRxC, update, out_RxC))
@@ -200,20 +239,37 @@ def _update_one(
   """Head, merge, post-processors of one matrix; the head is as given, or found."""
   k = spec.head_rank
   if k and head is None and spec.recipe not in FROM_RECIPE:
-
-    def solve(expert_RxC: jax.Array) -> Head:
-      # The barrier keeps XLA from widening the base once for all, at a pass's cost.
-      base_RxC, expert_RxC = another_pass(delta_NxRxC.base_RxC, expert_RxC)
-      return top_k(widen(expert_RxC) - widen(base_RxC), k, start_PxC)
-
-    head = each(solve, delta_NxRxC.experts_NxRxC, at_once)
+    head = _heads(k, at_once, delta_NxRxC, start_PxC)
   return updated(spec, delta_NxRxC, head, context), head
 
 
-def _sums(delta_NxRxC: TaskVectors, update: Update, out_RxC: jax.Array) -> Sums:
+def _heads(
+  k: int, at_once: bool, delta_NxRxC: TaskVectors | Products, start_PxC: jax.Array
+) -> Head:
+  """Of all experts, stacked."""
+  if isinstance(delta_NxRxC, Products):
+    n_wanted = ritz_size(k, min(delta_NxRxC.shape))
+    found = heads(delta_NxRxC, k, start_PxC, n_wanted)
+    return jax.tree.map(lambda *of_experts: jnp.stack(of_experts), *found)
+
+  def solve(expert_RxC: jax.Array) -> Head:
+    # The barrier keeps XLA from widening the base once for all, at a pass's cost.
+    base_RxC, expert_RxC = another_pass(delta_NxRxC.base_RxC, expert_RxC)
+    here_NxRxC = dataclasses.replace(delta_NxRxC, base_RxC=base_RxC)
+    return top_k(here_NxRxC.difference(expert_RxC), k, start_PxC)
+
+  return each(solve, delta_NxRxC.experts_NxRxC, at_once)
+
+
+def _sums(
+  delta_NxRxC: TaskVectors | Products, update: Update, out_RxC: jax.Array
+) -> Sums:
   n = len(delta_NxRxC)
   update_RxC = apply_update(update, delta_NxRxC)
   loss_RxC = widen(out_RxC) - (widen(delta_NxRxC.base_RxC) + update_RxC)
+  if isinstance(delta_NxRxC, Products):
+    update_sq, loss_sq = jnp.stack(row_sums([update_RxC**2, loss_RxC**2])).sum(1)
+    return Sums(squares(delta_NxRxC), counts(delta_NxRxC), update_sq, loss_sq)
   rows = row_sums(
     [delta_NxRxC[i] ** 2 for i in range(n)]
     + [(delta_NxRxC[i] != 0).astype(jnp.float32) for i in range(n)]

@@ -134,13 +134,20 @@ def _dispatch(
     return jax.make_array_from_single_device_arrays(tuple(shape), sharding, on_devices)
 
   layers, rows, cols = kernel.shape
+  n, f = spec.n_experts, spec.rank
   return kernel.run(
     cut([s.base for s in inputs.shards], kernel.shape, kernel.base),
     cut(
       [s.experts for s in inputs.shards],
-      (layers, spec.n_experts, rows, cols),
+      (layers, spec.n_whole, rows, cols),
       kernel.experts,
     ),
+    (
+      cut([s.left for s in inputs.shards], (layers, n, rows, f), kernel.experts),
+      cut([s.right for s in inputs.shards], (layers, n, f, cols), kernel.layer),
+    )
+    if f
+    else None,
     jax.tree.map(lambda x: spread(x, kernel.layer), context),
     spread(random_start(work.seed, spec.start_shape), kernel.whole),
     None,

@@ -12,7 +12,7 @@ from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.host_float import to_float32
 from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.pipeline.fetched import Fetched
-from resmerge_jax.pipeline.staging import Staged
+from resmerge_jax.pipeline.staging import Shard, Staged
 from resmerge_jax.plan.rules import Rule, family_of
 from resmerge_jax.plan.stacks import Step
 from resmerge_jax.types import find
@@ -76,7 +76,7 @@ class Records:
     return [
       [i, j]
       for i, j in sorted(self._equal)
-      if not all(_same_values(s.source(i), s.source(j)) for s in inputs.shards)
+      if not all(_same_source(shard, i, j) for shard in inputs.shards)
     ]
 
   def finish(self) -> list[dict[str, Any]]:
@@ -170,6 +170,19 @@ def _total(numbers: Iterable[Any]) -> Any:
 def _plain(value: Any) -> Any:
   """Numbers and lists that JSON knows."""
   return np.asarray(value).tolist()
+
+
+def _same_source(shard: Shard, i: int, j: int) -> bool:
+  """Whether two sources hold the same weights here, or the same change of the base."""
+  a, b = shard.source(i), shard.source(j)
+  if a is not b and not _same_values(a, b):
+    return False
+  factors = shard.factors(i), shard.factors(j)
+  if all(not left.any() or not right.any() for left, right in factors):
+    return True
+  return all(
+    x.shape == y.shape and np.array_equal(x, y) for x, y in zip(*factors, strict=True)
+  )
 
 
 def _same_values(a: np.ndarray, b: np.ndarray) -> bool:

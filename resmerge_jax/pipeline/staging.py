@@ -9,15 +9,16 @@ import itertools
 import math
 import queue
 from collections.abc import Sequence
-from concurrent.futures import CancelledError, Executor
+from concurrent.futures import CancelledError, Executor, Future
 
 import jax
 import numpy as np
 
+from resmerge_jax.checkpoint.adapter import read_left, read_right
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.checkpoint.reader import Reader
 from resmerge_jax.host_float import to_float32
-from resmerge_jax.pipeline.kernel_spec import common_dtype, staged_dtype
+from resmerge_jax.pipeline.kernel_spec import staged_dtype
 from resmerge_jax.plan.stacks import Stack, Step
 from resmerge_jax.types import DTYPES, TensorRef
 
@@ -63,21 +64,41 @@ class Staging:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """What one device takes of a step: base lxrxC and experts lxNxrxC.
+  """What one device takes of a step: base lxrxC and whole experts lxMxrxC.
 
-  `layers` and `rows` are its ranges in the padded step. `device` is None where the
-  step is only copied.
+  `sources` are the base, 0, and the M experts. Factors, of all N experts and with zeros
+  up to the largest rank F: left lxNxrxF, right lxNxFxC, float32. `layers` and `rows` are
+  its ranges in the padded step. `device` is None where the step is only copied.
   """
 
   device: jax.Device | None
   layers: range
   rows: range
+  sources: tuple[int, ...]
   base: np.ndarray
   experts: np.ndarray
+  left: np.ndarray
+  right: np.ndarray
 
   def source(self, i: int) -> np.ndarray:
-    """lxrxC of source i (0: base)."""
-    return self.experts[:, i - 1] if i else self.base
+    """lxrxC of source i (0: base); the base's of an expert without whole tensors."""
+    at = self.sources.index(i) if i in self.sources else 0
+    return self.experts[:, at - 1] if at else self.base
+
+  def factors(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """lxrxF and lxFxC of source i; of rank 0 for the base."""
+    if i == 0:
+      n_layers, n_rows, n_cols = self.base.shape
+      return np.zeros((n_layers, n_rows, 0)), np.zeros((n_layers, 0, n_cols))
+    return self.left[:, i - 1], self.right[:, i - 1]
+
+  def difference(self, layer: int, i: int) -> np.ndarray:
+    """D_i of expert i as float32 rxC."""
+    left_lxRxF, right_lxFxC = self.factors(i)
+    d_RxC = left_lxRxF[layer] @ right_lxFxC[layer]
+    if i in self.sources:
+      d_RxC += to_float32(self.source(i)[layer]) - to_float32(self.base[layer])
+    return d_RxC
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,16 +128,18 @@ def staged(
   stack: Stack,
 ) -> Staged:
   """Takes a buffer and cuts it for the shards at `where`; blocks are aligned."""
-  n_experts = len(stack.sources) - 1
+  n, f, n_whole = stack.n_experts, stack.rank, len(stack.sources) - 1
   copied = stack.action == 'base'  # bytes pass through as they are stored
   base_dtype = (DTYPES.__getitem__ if copied else staged_dtype)(stack.dtypes[0])
-  expert_dtype = staged_dtype(common_dtype(stack.dtypes[1:]))
+  expert_dtype, float32 = staged_dtype(stack.expert_dtype), DTYPES['F32']
   kinds = [
     kind
     for _, layers, rows in where
     for kind in (
       ((len(layers), len(rows), stack.n_cols), base_dtype),
-      ((len(layers), n_experts, len(rows), stack.n_cols), expert_dtype),
+      ((len(layers), n_whole, len(rows), stack.n_cols), expert_dtype),
+      ((len(layers), n, len(rows), f), float32),
+      ((len(layers), n, f, stack.n_cols), float32),
     )
   ]
   sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in kinds]
@@ -127,8 +150,8 @@ def staged(
     for start, size, (shape, dtype) in zip(starts, sizes, kinds, strict=False)
   ]
   shards = tuple(
-    Shard(*place, base, experts)
-    for place, base, experts in zip(where, blocks[::2], blocks[1::2], strict=True)
+    Shard(*place, stack.sources, *blocks[4 * i : 4 * i + 4])
+    for i, place in enumerate(where)
   )
   return Staged(buffer, shards)
 
@@ -148,6 +171,7 @@ def fill(
   jobs = []
   for shard in target.shards:
     layers, rows = _inside(step, shard)
+    jobs += _fill_factors(step, shard, group, readers, pool)
     for i in step.stack.sources:
       view = shard.source(i)
       view[len(layers) :] = 0
@@ -167,6 +191,31 @@ def fill(
         lacks_base = i == 0 or not step.present[0]
         inside = (slice(len(layers)), slice(len(rows)))
         shard.source(i)[inside] = 0 if lacks_base else shard.base[inside]
+
+
+def _fill_factors(
+  step: Step,
+  shard: Shard,
+  group: ExpertGroup,
+  readers: Sequence[Reader],
+  pool: Executor,
+) -> list[Future]:
+  """Zeros, and reading into them what there is."""
+  layers, rows = _inside(step, shard)
+  shard.left[...] = 0
+  shard.right[...] = 0
+  jobs = []
+  for i in range(1, shard.left.shape[1] + 1):
+    for at, layer in enumerate(layers):
+      lora = group.lora(i, step.names[layer])
+      if lora is None or not step.present[i] or not rows:
+        continue
+      start, stop = step.row_start + rows.start, step.row_start + rows.stop
+      left = shard.left[at, i - 1, : len(rows), : lora.rank]
+      right = shard.right[at, i - 1, : lora.rank]
+      jobs.append(pool.submit(read_left, readers[i], lora, start, stop, left))
+      jobs.append(pool.submit(read_right, readers[i], lora, right))
+  return jobs
 
 
 def _inside(step: Step, shard: Shard) -> tuple[range, range]:

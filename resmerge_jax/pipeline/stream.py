@@ -85,8 +85,16 @@ def _whole_layer(
   for shard in inputs.shards:
     if layer in shard.layers and len(shard.rows) >= rows:
       at = slice(layer - shard.layers.start, layer - shard.layers.start + 1)
-      base, experts = shard.base[at, :rows], shard.experts[at, :, :rows]
-      return Shard(None, range(1), range(rows), base, experts)
+      return dataclasses.replace(
+        shard,
+        device=None,
+        layers=range(1),
+        rows=range(rows),
+        base=shard.base[at, :rows],
+        experts=shard.experts[at, :, :rows],
+        left=shard.left[at, :, :rows],
+        right=shard.right[at],
+      )
   one = dataclasses.replace(step, names=step.names[layer : layer + 1])
   target = staged(Staging(1), [(None, range(1), range(rows))], step.stack)
   fill(one, target, work.group, work.readers, pool)

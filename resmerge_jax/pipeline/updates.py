@@ -1,13 +1,13 @@
 """The update of one matrix: of its method, or from what a recipe holds of it."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from resmerge_jax.linalg.krylov import Head
-from resmerge_jax.linalg.task_vectors import TaskVectors
+from resmerge_jax.linalg.task_vectors import Products, TaskVectors
 from resmerge_jax.methods.base import (
   Context,
   LowRank,
@@ -31,9 +31,12 @@ class Updated(NamedTuple):
 
 
 def updated(
-  spec: KernelSpec, delta_NxRxC: TaskVectors, head: Head | None, context: Context
+  spec: KernelSpec, delta_NxRxC: Any, head: Head | None, context: Context
 ) -> Updated:
-  """The update after all post-processors."""
+  """The update after all post-processors.
+
+  `delta_NxRxC` are task vectors, or Products where the method takes them.
+  """
   if spec.recipe == 'replay':  # it was recorded after them
     return Updated(_replayed(context.found, delta_NxRxC), {}, {})
   method = method_of(spec.params)
@@ -68,14 +71,16 @@ def to_recipe(one: Updated) -> dict[str, jax.Array]:
   return (fields if len(one.update.w_T) else {'a_N': fields['a_N']}) | one.measured
 
 
-def _replayed(found: Mapping[str, jax.Array], delta_NxRxC: TaskVectors) -> LowRank:
+def _replayed(
+  found: Mapping[str, jax.Array], delta_NxRxC: TaskVectors | Products
+) -> LowRank:
   if 'w_T' not in found:
     return combination(found['a_N'], delta_NxRxC)
   return LowRank(found['a_N'], found['w_T'], *_vectors(found, delta_NxRxC))
 
 
 def _vectors(
-  found: Mapping[str, jax.Array], delta_NxRxC: TaskVectors
+  found: Mapping[str, jax.Array], delta_NxRxC: TaskVectors | Products
 ) -> tuple[jax.Array, jax.Array]:
   """u_TxR with zeros for the rows of padding, and v_TxC."""
   u_TxR = found['u_TxR']

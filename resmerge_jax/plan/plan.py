@@ -23,6 +23,7 @@ from resmerge_jax.plan.stacks import (
   build_steps,
   peak_memory,
 )
+from resmerge_jax.types import TensorRef
 
 OUTPUT_CODES = {'bfloat16': 'BF16', 'float16': 'F16', 'float32': 'F32'}
 
@@ -168,10 +169,36 @@ def make_plan(
       *(warning for source in group.sources for warning in source.warnings),
       *group.warnings,
       *traps(stored, assigned),
+      *_vanishing(group, assigned, out, choose),
     ),
     budget=budget if budget is not None else max(DEFAULT_BUDGET, needed),
     devices=devices,
   )
+
+
+def _vanishing(
+  group: ExpertGroup,
+  rules: Mapping[str, Rule],
+  out: Mapping[str, TensorRef],
+  choose: Choose,
+) -> list[str]:
+  """Warnings about adapters whose rank is so small that a method keeps nothing of them."""
+  warnings = []
+  for i, expert in enumerate(group.experts, 1):
+    lost = []
+    for name in group.names:
+      lora, rank = group.lora(i, name), choose(rules[name], out[name]).loses_rank
+      if lora and lora.rank <= rank and not group.stores(i, name):
+        lost.append((name, lora.rank, rank))
+    if lost:
+      name, has, rank = lost[0]
+      warnings.append(
+        f'expert {expert.id!r}: {len(lost)} of its {len(group.loras[i])} updates are of '
+        f'rank {has}, and the method takes the leading {rank} off each update as its '
+        f'head (head_rank): nothing is left of them, such as {name}; merge adapters of '
+        'larger rank, or by another method (task_arithmetic)'
+      )
+  return warnings
 
 
 def _check_even(group: ExpertGroup, rules: Mapping[str, Rule], choose: Choose) -> None:

@@ -32,7 +32,11 @@ def describe_plan(plan: MergePlan, group: ExpertGroup, output_dtype: str) -> lis
   n = len(plan.rules)
   lines = [
     f'base     {group.base.id}: {n} tensors, {format_size(group.base.nbytes)}',
-    *(f'expert   {e.id}: {format_size(e.nbytes)}' for e in group.experts),
+    *(
+      f'expert   {e.id}: {format_size(e.nbytes)}'
+      + (', a LoRA adapter' if e.adapter else '')
+      for e in group.experts
+    ),
     '',
     'rules (first match wins)',
   ]

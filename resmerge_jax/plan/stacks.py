@@ -32,7 +32,9 @@ class Chosen(NamedTuple):
 
   `whole`: all rows of a matrix must be together. `scans`: how often it is read before.
   `scratch`: bytes that its program needs per entry of a matrix beside what is stored.
-  `redone`: whether a matrix may be merged once more, on the host.
+  `redone`: whether a matrix may be merged once more, on the host. `on_factors`: whether
+  products of factors are merged without forming them. `loses_rank`: updates up to this
+  rank come out as nothing.
   """
 
   method: Any
@@ -41,6 +43,8 @@ class Chosen(NamedTuple):
   scans: int = 0
   scratch: int = 0
   redone: bool = False
+  on_factors: bool = False
+  loses_rank: int = 0
 
   def __str__(self) -> str:
     """'Ties(keep=0.2) then Liti(eta=0.5)', with what differs from the defaults."""
@@ -65,7 +69,9 @@ Choose = Callable[[Rule, TensorRef], Chosen]
 class Stack:
   """Tensors with one shape (matrix view), one way to be merged, equal stored dtypes.
 
-  `dtypes` are those of the base and of each expert. `family` is None where the
+  `dtypes` are those of the base and of each expert. `sources` are those that have whole
+  tensors to read: 0, the base, and experts that are models; a copy needs no expert.
+  `rank` is the largest of their factors, 0 if there are none. `family` is None where the
   action does not depend on it. `present[i]`: whether source i has them; an expert that
   has not counts as unchanged. Among `names` are parts of tensors (`TensorRef.part`),
   each a matrix of its own. `layers` x `rows` is the shape of one step.
@@ -80,13 +86,28 @@ class Stack:
   out_dtype: str
   present: tuple[bool, ...]
   names: tuple[str, ...]
+  sources: tuple[int, ...]
+  rank: int = 0
   layers: int = 1
   rows: int = 1
 
   @property
-  def sources(self) -> range:
-    """Which sources are read: 0 is the base; a copy needs no expert."""
-    return range(1 if self.action == 'base' else len(self.dtypes))
+  def n_experts(self) -> int:
+    """As staged: none for a copy."""
+    return 0 if self.action == 'base' else len(self.dtypes) - 1
+
+  @property
+  def expert_dtype(self) -> str:
+    """One dtype for all whole tensors of experts: their own, or float32 if they differ."""
+    codes = {self.dtypes[i] for i in self.sources[1:]} or {self.dtypes[0]}
+    return codes.pop() if len(codes) == 1 else 'F32'
+
+  @property
+  def is_formed(self) -> bool:
+    """Whether a program makes float32 task vectors before it merges."""
+    whole = len(self.sources) - 1
+    has_products = whole < self.n_experts or self.rank > 0
+    return has_products and (whole > 0 or not self.chosen.on_factors)
 
   @property
   def is_float(self) -> bool:
@@ -95,10 +116,13 @@ class Stack:
   @property
   def row_bytes(self) -> int:
     """Bytes of one row over all sources as staged (mixed dtypes become float32)."""
-    codes = [self.dtypes[i] for i in self.sources]
-    if len(set(codes[1:])) > 1:
-      codes[1:] = ['F32'] * len(codes[1:])
+    codes = [self.dtypes[0], *[self.expert_dtype] * (len(self.sources) - 1)]
     return sum(self.n_cols * DTYPES[code].itemsize for code in codes)
+
+  @property
+  def factor_bytes(self) -> int:
+    """Bytes of the factors of one layer as staged."""
+    return self.n_experts * self.rank * (self.n_rows + self.n_cols) * FLOAT32
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -122,12 +146,11 @@ class Step:
 
   @property
   def nbytes(self) -> int:
-    """Bytes to read."""
-    return sum(
-      len(self.names)
-      * (self.row_stop - self.row_start)
-      * self.stack.n_cols
-      * DTYPES[self.stack.dtypes[i]].itemsize
+    """Bytes to read; of factors, those of whole matrices as they are staged."""
+    rows = self.row_stop - self.row_start
+    factors = self.stack.factor_bytes * rows // max(self.stack.n_rows, 1)
+    return len(self.names) * factors + sum(
+      len(self.names) * rows * self.stack.n_cols * DTYPES[self.stack.dtypes[i]].itemsize
       for i in self.stack.sources
       if self.present[i]
     )
@@ -158,6 +181,8 @@ def build_stacks(
   for name in group.names:
     rule, sources = rules[name], range(len(group.sources))
     ref = out[name].part(0) if rule.splits(out[name]) else out[name]
+    read = sources[:1] if rule.action == 'base' else sources
+    loras = [group.lora(i, name) for i in read]
     key = Stack(
       action=rule.action,
       chosen=choose(rule, ref),
@@ -168,10 +193,13 @@ def build_stacks(
       out_dtype=ref.dtype,
       present=tuple(group.has(i, name) for i in sources),
       names=(),
+      sources=tuple(i for i in read if group.stores(i, name)),
+      rank=int(any(loras)),  # all ranks alike, so that they share a program
     )
     members.setdefault(key, []).extend(rule.matrices(out[name]))
   stacks = [
-    dataclasses.replace(key, names=tuple(names)) for key, names in members.items()
+    dataclasses.replace(key, names=tuple(names), rank=_rank(group, key, names))
+    for key, names in members.items()
   ]
   floor = max(
     (_peak(s, 1, s.n_rows if s.chosen.whole else 1, devices) for s in stacks), default=0
@@ -189,6 +217,15 @@ def build_stacks(
   return tuple(_sized(stack, room, devices) for stack in stacks)
 
 
+def _rank(group: ExpertGroup, stack: Stack, names: Sequence[str]) -> int:
+  """The largest rank of their factors."""
+  if not stack.rank:
+    return 0
+  sources = range(1, len(stack.dtypes))
+  loras = (group.lora(i, name) for i in sources for name in names)
+  return max(lora.rank for lora in loras if lora)
+
+
 def _parts(
   stack: Stack, layers: int, rows: int, devices: Accelerators | Cpu
 ) -> tuple[int, int, int]:
@@ -200,14 +237,21 @@ def _parts(
   elements = rows * stack.n_cols
   blocks = 1 if stack.chosen.whole else math.ceil(stack.n_rows / max(rows, 1))
   alive = min(STAGED, math.ceil(len(stack.names) / layers) * blocks)
-  staged = alive * layers * rows * stack.row_bytes
+  staged = alive * layers * (rows * stack.row_bytes + stack.factor_bytes)
   out = layers * elements * DTYPES[stack.out_dtype].itemsize
   out *= alive if out > HEAP_BLOCK_BYTES else alive + FRAGMENTS
   if isinstance(devices, Accelerators):
     n = devices.n_processes
     return math.ceil(staged / n), 0, math.ceil(out / n)
   at_once = min(layers, devices.count)
-  return staged, at_once * elements * stack.chosen.scratch, out
+  return staged, at_once * elements * _scratch(stack), out
+
+
+def _scratch(stack: Stack) -> int:
+  """Bytes per entry: of formed task vectors too, or of the update that factors give."""
+  if stack.is_formed:
+    return stack.chosen.scratch + stack.n_experts * FLOAT32
+  return max(stack.chosen.scratch, FLOAT32 if stack.rank else 0)
 
 
 def _peak(stack: Stack, layers: int, rows: int, devices: Accelerators | Cpu) -> int:
@@ -255,12 +299,14 @@ def _shape_on_cpu(
 
 
 def _shape_on(devices: Accelerators, stack: Stack, room: float) -> tuple[int, int]:
-  staged, _, out = _parts(stack, 1, 1, dataclasses.replace(devices, n_processes=1))
+  bare = dataclasses.replace(stack, rank=0)
+  staged, _, out = _parts(bare, 1, 1, dataclasses.replace(devices, n_processes=1))
+  factors = math.ceil(stack.factor_bytes / max(stack.n_rows, 1))
   vectors = stack.n_cols * FLOAT32 * len(stack.dtypes) if stack.chosen.whole else 0
   row = RowBytes(
-    stored=max(stack.row_bytes, 1),
-    device=max(staged // STAGED + vectors + out, 1),
-    host=max(staged + out, 1),
+    stored=max(stack.row_bytes + factors, 1),
+    device=max(staged // STAGED + factors + vectors + out, 1),
+    host=max(staged + STAGED * factors + out, 1),
   )
   return step_shape(
     devices,

@@ -125,14 +125,6 @@ def test_pickles_are_refused(tmp_path):
   assert 'safe_serialization=True' in message
 
 
-def test_adapter_is_refused(tmp_path):
-  (tmp_path / 'adapter_config.json').write_text('{}')
-  save_file({'lora_A': np.zeros(2)}, tmp_path / 'adapter_model.safetensors')
-  message = error_of(tmp_path)
-  assert 'an adapter (adapter_config.json) without the weights of a model' in message
-  assert 'merge_and_unload()' in message
-
-
 def test_config_errors(tmp_path):
   path = folders.write_folder(tmp_path / 'm')
   (path / 'config.json').write_text('{"a": 1,}')

@@ -88,7 +88,7 @@ def cut(folder):
 
 def to_adapter(folder):
   (folder / WEIGHTS).rename(folder / 'adapter_model.safetensors')
-  (folder / 'adapter_config.json').write_text('{}')
+  (folder / 'adapter_config.json').write_text('{"peft_type": "LOHA"}')
 
 
 def bump(entries, name, by):
@@ -164,7 +164,9 @@ FOLDERS = {
     changed(lambda t: t.update({'model.layers.0.mlp.up_proj.qweight': t[NORM]})),
     ['quantised: 1 tensors', 'model.layers.0.mlp.up_proj.qweight: BF16 [4]'],
   ),
-  'adapter': (to_adapter, ['an adapter (adapter_config.json)', 'merge_and_unload()']),
+  'adapter of another kind': (
+    to_adapter, ["an adapter of peft_type 'LOHA'", 'merge_and_unload()']
+  ),
 }  # fmt: skip
 # The same for what only a comparison with the base shows; of expert 'e1'.
 DISAGREEMENTS = {

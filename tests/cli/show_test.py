@@ -11,7 +11,7 @@ import pytest
 from resmerge_jax.checkpoint.summary import fold_names
 from resmerge_jax.cli import show
 from resmerge_jax.errors import InputError
-from tests import folders
+from tests import adapters, folders
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -107,3 +107,31 @@ def test_bad_folder_from_a_clone(tmp_path):
   imported = {line.split('|')[-1].strip() for line in done.stderr.splitlines()}
   assert 'resmerge_jax.checkpoint.folder' in imported
   assert 'jax' not in imported
+
+
+def test_an_adapter_and_its_base(tmp_path, capsys):
+  weights = folders.tensors()
+  base = folders.write_folder(tmp_path / 'base', weights)
+  tensors = {
+    **adapters.factors(weights, 'model.layers.0.mlp.up_proj'),
+    **adapters.factors(weights, 'model.layers.1.mlp.up_proj'),
+    **adapters.factors(weights, 'model.layers.1.self_attn.q_proj', rank=1),
+    f'{adapters.PREFIX}model.norm.weight': np.ones(4, np.float32),
+  }
+  path = adapters.write(
+    tmp_path / 'math', tensors, rank_pattern={'q_proj': 1}, base_model_name_or_path='B'
+  )
+  show.main(['show', str(base), str(path)])
+  _, adapter, difference = capsys.readouterr().out.split('\n\n')
+  assert adapter.splitlines()[:3] == [
+    f'math  {path}',
+    '  model       a LoRA adapter of B, rank 2, alpha 4, scale alpha / rank, rank 1 of '
+    'q_proj',
+    '  parameters  60 in 7 tensors, 240 B: F32 60',
+  ]
+  assert difference.splitlines() == [
+    'math on base',
+    '  rank 2, scale 2: model.layers.{0..1}.mlp.up_proj.weight',
+    '  rank 1, scale 4: model.layers.1.self_attn.q_proj.weight',
+    '  stored whole: model.norm.weight',
+  ]
