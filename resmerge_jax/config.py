@@ -17,6 +17,7 @@ from resmerge_jax.methods.table import (
 )
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.parameters import from_mapping, make_method, make_post, named
+from resmerge_jax.plan.orbax_files import OUTPUT_FORMATS
 from resmerge_jax.plan.rules import (
   SCOPES,
   Rule,
@@ -27,6 +28,7 @@ from resmerge_jax.plan.rules import (
 )
 from resmerge_jax.plan.stacks import Choose, Chosen
 from resmerge_jax.sizes import parse_size
+from resmerge_jax.trees.table import LAYOUTS
 from resmerge_jax.types import TensorRef
 
 OUTPUT_DTYPES = ('base', 'bfloat16', 'float16', 'float32')
@@ -50,6 +52,8 @@ class MergeConfig:
   `whole_files`: of several processes each writes files of its own, on its own devices.
   `save_recipe` also writes what gives this merge again without an SVD. `load_merged`
   needs no `output`.
+  `output_format` 'orbax' makes the output the root of an Orbax checkpoint, 'both' puts
+  one into its folder orbax; `orbax_layout` is its tree, a name of `trees.table.LAYOUTS`.
   """
 
   base: str | Path
@@ -73,6 +77,8 @@ class MergeConfig:
   resume: bool = False
   whole_files: bool = False
   save_recipe: bool = False
+  output_format: Literal['safetensors', 'orbax', 'both'] = 'safetensors'
+  orbax_layout: str = 'hf'
 
   def __post_init__(self) -> None:
     for name in ('experts', 'expert_ids', 'weights'):
@@ -92,10 +98,19 @@ class MergeConfig:
       object.__setattr__(self, 'mesh', parse_mesh(self.mesh))
     check_local(self.output, 'output')
     check_choices(self.output_dtype, self.vocab, self.seed, self.extra, self.missing)
+    check_format(self.output_format, self.orbax_layout)
     check_experts(len(self.experts), self.expert_ids, self.weights, self.method)
     check_rules(rules, len(self.experts))
     if self.weights is not None:
       object.__setattr__(self, 'weights', as_weights(self.weights))
+
+  @property
+  def formats(self) -> str:
+    """What is written, in words."""
+    if self.output_format == 'safetensors':
+      return 'safetensors'
+    also = 'safetensors and ' if self.output_format == 'both' else ''
+    return f'{also}orbax (layout {self.orbax_layout})'
 
   @property
   def on_host(self) -> bool:
@@ -216,6 +231,21 @@ def check_choices(
       raise InputError(f'{name}: got {value!r}, expected {" | ".join(choices)}')
   if not isinstance(seed, int) or seed < 0:  # numpy's generators take no other
     raise InputError(f'seed: got {seed}, expected 0 or more')
+
+
+def check_format(output_format: str, orbax_layout: str) -> None:
+  """Raises InputError for an unknown format or layout, or a layout without use."""
+  for name, value, choices in (
+    ('output_format', output_format, OUTPUT_FORMATS),
+    ('orbax_layout', orbax_layout, tuple(LAYOUTS)),
+  ):
+    if value not in choices:
+      raise InputError(f'{name}: got {value!r}, expected {" | ".join(choices)}')
+  if output_format == 'safetensors' and orbax_layout != 'hf':
+    raise InputError(
+      f'orbax_layout: got {orbax_layout}, but no Orbax checkpoint is written',
+      fix='add --output_format=orbax or --output_format=both',
+    )
 
 
 def check_experts(

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'resmerge_jax'
 GROUND = {'types', 'errors', 'sizes', 'host_float', 'version'}
 NUMERIC = GROUND | {'linalg', 'sharding', 'methods', 'processes'}
-FILES = GROUND | {'checkpoint', 'plan'}
+FILES = GROUND | {'checkpoint', 'plan', 'trees'}
 # Which parts of the package a part may import, beside itself.
 ALLOWED = {
   'version': set(),
@@ -23,22 +23,23 @@ ALLOWED = {
   'sharding': GROUND,
   'processes': GROUND,
   'methods': GROUND | {'linalg'},
-  'checkpoint': GROUND,
-  'plan': GROUND | {'checkpoint'},
+  'trees': GROUND,
+  'checkpoint': GROUND | {'trees'},
+  'plan': GROUND | {'checkpoint', 'trees'},
   'writers': FILES,
   'parameters': NUMERIC,
   'config': NUMERIC | FILES | {'parameters'},
   'mergekit_yaml': NUMERIC | FILES | {'config', 'parameters'},
   'synthetic': GROUND | {'checkpoint'},
   'bench': {'checkpoint', 'synthetic', 'sizes', 'errors', 'types', 'version', '__init__'},
-  'models': GROUND | {'checkpoint', 'plan', 'writers'},
+  'models': FILES | {'writers'},
   'pipeline': NUMERIC | FILES | {'config', 'parameters', 'writers'},
   'cli': NUMERIC | FILES
   | {'config', 'parameters', 'writers', 'pipeline', 'synthetic', 'bench', 'mergekit_yaml', '__init__'},
 }  # fmt: skip
 NEVER = {'torch', 'transformers', 'mergekit', 'matplotlib'}
 REMOTE = {'tensorstore', 'fsspec', 'huggingface_hub'}  # loaded for an address only
-NO_JAX = {'checkpoint', 'plan', 'writers', 'synthetic', 'bench', *GROUND}
+NO_JAX = {'trees', 'checkpoint', 'plan', 'writers', 'synthetic', 'bench', *GROUND}
 PLOTS = PACKAGE / 'bench/plot.py'  # may import matplotlib, where it draws
 MODULES = sorted(PACKAGE.rglob('*.py'))
 

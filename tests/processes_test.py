@@ -9,6 +9,7 @@ import signal
 
 import jax
 import pytest
+from orbax.checkpoint import v1 as checkpoint
 
 import resmerge_jax
 from resmerge_jax import processes
@@ -31,6 +32,9 @@ MERGES = {
   'means': {'method': {'name': 'task_arithmetic'}, 'mesh': 'row:8'},
   'counts': {'method': {'name': 'ram'}},  # scans the whole model first
   'trims': {'method': {'name': 'ties'}},
+  'orbax': {'output_format': 'orbax'},
+  'orbax_whole': {'output_format': 'orbax', 'whole_files': True},
+  'formats': {'output_format': 'both'},
 }
 MANY = """
 import json, pathlib, sys
@@ -192,6 +196,15 @@ def test_whole_files_have_the_same_bytes(alone, by_two):
   assert len(groups.weight_bytes(ours)) > len(groups.weight_bytes(theirs))
   groups.assert_same_bits(groups.load(ours), groups.load(theirs))
   assert groups.records(ours) == groups.records(theirs)
+
+
+@pytest.mark.parametrize('name', ['orbax', 'orbax_whole', 'formats'])
+def test_one_process_restores_what_two_wrote_for_orbax(alone, by_two, name):
+  folder = by_two / name / 'orbax' if name == 'formats' else by_two / name
+  want = groups.load(alone / 'automatic')
+  groups.assert_same_bits(checkpoint.load(folder), want)
+  if name == 'formats':
+    groups.assert_same_bits(groups.load(by_two / name), want)
 
 
 def flags_of(group, *more: str) -> list[str]:

@@ -87,7 +87,7 @@ def compare_checkpoints(
     total = BlockDifference()
     for start, stop in row_blocks(ref_a, ref_b):
       total += block_difference(
-        _read(reader_a, ref_a, start, stop), _read(reader_b, ref_b, start, stop)
+        read_rows(reader_a, ref_a, start, stop), read_rows(reader_b, ref_b, start, stop)
       )
     yield TensorDifference(name, ref_a, ref_b, total)
   for name, ref_b in b.tensors.items():
@@ -108,7 +108,8 @@ def row_blocks(a: TensorRef, b: TensorRef) -> Iterator[tuple[int, int]]:
     yield start, min(start + step, a.rows)
 
 
-def _read(reader: Reader, ref: TensorRef, start: int, stop: int) -> np.ndarray:
+def read_rows(reader: Reader, ref: TensorRef, start: int, stop: int) -> np.ndarray:
+  """A vector of the entries of rows [start, stop) of the tensor."""
   begin, end = block_bytes(ref, start, stop)
   out = np.empty(end - begin, np.uint8)
   reader.read_into(ref, start, stop, out)

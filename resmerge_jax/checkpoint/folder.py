@@ -1,4 +1,4 @@
-"""A Hugging Face model folder, known from its config, index and shard headers alone."""
+"""A model folder, known from its config and the headers of its weights alone."""
 
 import dataclasses
 import hashlib
@@ -15,6 +15,7 @@ from resmerge_jax.checkpoint.adapter_config import (
 )
 from resmerge_jax.checkpoint.files import Folder
 from resmerge_jax.checkpoint.json_object import load_json_object
+from resmerge_jax.checkpoint.orbax_tree import OrbaxTree, is_orbax, open_tree
 from resmerge_jax.checkpoint.remote import (
   RemoteFolder,
   open_remote,
@@ -69,6 +70,7 @@ class Checkpoint:
   header_sha256: str = ''  # over all shard headers, in file order
   warnings: tuple[str, ...] = ()
   adapter: AdapterConfig | None = None
+  tree: OrbaxTree | None = None
 
   @property
   def config_name(self) -> str:
@@ -93,7 +95,8 @@ def open_checkpoint(
   Args:
     path: a Hugging Face model folder, or the folder of a LoRA adapter; it and its
       files may be symbolic links. Or the address of one: gs://BUCKET/PATH,
-      s3://BUCKET/PATH, hf://OWNER/NAME[@REVISION].
+      s3://BUCKET/PATH, hf://OWNER/NAME[@REVISION]. Or an Orbax
+      checkpoint of one model with a config.json beside its own files.
     id: the folder's name unless given.
     role: what errors and warnings call it: 'base', "expert 'math'".
 
@@ -104,6 +107,8 @@ def open_checkpoint(
   folder = _folder_at(path, role)
   who = f'{role} {folder}'
   names, folders = _list(folder, who)
+  if is_orbax(names):
+    return _open_orbax(folder, id, names, folders, who)
   _check_kind(names, who)
   is_adapter = CONFIG_NAME in names and _weights(names) == [_ADAPTER_WEIGHTS]
   if is_adapter:
@@ -133,6 +138,33 @@ def open_checkpoint(
     side_files=tuple(side_files),
     header_sha256=shards.header_sha256,
     warnings=(*shards.warnings, *_folder_warnings(names, folders, who)),
+  )
+
+
+def _open_orbax(
+  folder: Folder, id: str | None, names: list[str], folders: list[str], who: str
+) -> Checkpoint:
+  if isinstance(folder, RemoteFolder):
+    raise InputError(
+      f'{who}: an Orbax checkpoint behind an address',
+      why='only safetensors are read from there',
+      fix='copy it to this machine, or give the safetensors of the model',
+    )
+  config = _read_config(folder, who)
+  _check_config_quantisation(config, who)
+  tree, tensors, files, digest = open_tree(folder, config, who)
+  _check_quantised_tensors(tensors, who)
+  others = [name for name in folders if name != tree.item]
+  return Checkpoint(
+    id=id or folder.name or str(folder),
+    path=folder,
+    config=config,
+    tensors=tensors,
+    shard_files=files,
+    side_files=tuple(n for n in names if _is_side_file(n) and n not in files),
+    header_sha256=digest,
+    warnings=tuple(_folder_warnings(names, others, who)),
+    tree=tree,
   )
 
 

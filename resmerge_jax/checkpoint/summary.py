@@ -73,8 +73,7 @@ def describe(checkpoint: Checkpoint) -> list[str]:
     *([] if checkpoint.adapter else [f'  head        {_head(checkpoint)}']),
     f'  tokenizer   {", ".join(tokenizer) or "none"}',
     f'  copied too  {", ".join(others) or "nothing"}',
-    '  shards',
-    *table([_shard_row(checkpoint, file) for file in checkpoint.shard_files]),
+    *_storage(checkpoint),
     '  tensors',
     *table(_tensor_rows(checkpoint.tensors)),
   ]
@@ -150,6 +149,19 @@ def _head(checkpoint: Checkpoint) -> str:
   ties, head = ties_embeddings(checkpoint.config), find_head(checkpoint)
   said = {True: 'tied to the embedding', False: 'not tied', None: 'tied or not: unsaid'}
   return f'{said[ties]} by config.json; {head or "no lm_head.weight"} stored'
+
+
+def _storage(checkpoint: Checkpoint) -> list[str]:
+  """The files that hold the weights."""
+  tree = checkpoint.tree
+  if tree is None:
+    rows = [_shard_row(checkpoint, file) for file in checkpoint.shard_files]
+    return ['  shards', *table(rows)]
+  n_leaves = len({place.path for place in tree.places.values()})
+  return [
+    f'  orbax       layout {tree.layout}, {n_leaves} leaves in '
+    f'{len(checkpoint.shard_files)} files of {tree.item}/ and its root'
+  ]
 
 
 def _shard_row(checkpoint: Checkpoint, file: str) -> tuple[str, ...]:

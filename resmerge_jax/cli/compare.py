@@ -30,7 +30,7 @@ from absl import flags
 from resmerge_jax.checkpoint.difference import compare_checkpoints
 from resmerge_jax.checkpoint.difference_report import as_json, as_table
 from resmerge_jax.checkpoint.folder import open_checkpoint
-from resmerge_jax.checkpoint.reader import CheckpointReader
+from resmerge_jax.checkpoint.readers import reader_of
 from resmerge_jax.cli.app import run_app
 from resmerge_jax.errors import InputError
 
@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     )
   a = open_checkpoint(argv[1], role='A')
   b = open_checkpoint(argv[2], role='B')
-  with CheckpointReader(a) as reader_a, CheckpointReader(b) as reader_b:
+  with reader_of(a) as reader_a, reader_of(b) as reader_b:
     found = list(compare_checkpoints(a, b, reader_a, reader_b))
   if flags.FLAGS.json:
     print(json.dumps(as_json(found), indent=2))

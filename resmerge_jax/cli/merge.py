@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
     f'{manifest.output}: {len(config.experts)} experts merged by '
     f'{content["config"]["method"]["name"]} in {seconds:.1f} s, '
     f'{format_size(content["bytes_read"])} read, '
-    f'{format_size(content["bytes_written"])} written as {config.output_dtype}, '
+    f'{format_size(content["bytes_written"])} written as {config.formats}, {config.output_dtype}, '
     f'peak memory {format_size(content["peak_memory_bytes"])}'
   )
 

@@ -30,12 +30,14 @@ from resmerge_jax.methods.resmerge import FAMILY_SCALE
 from resmerge_jax.methods.table import METHODS, POSTS
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.parameters import did_you_mean, make_method
+from resmerge_jax.plan.orbax_files import OUTPUT_FORMATS
+from resmerge_jax.trees.table import LAYOUTS
 
 DEFAULT_CONFIG = 'resmerge'
 FIELDS = (
   'base', 'experts', 'expert_ids', 'output', 'output_dtype', 'max_shard_size',
   'memory_budget', 'vocab', 'extra', 'missing', 'overwrite', 'seed', 'resume', 'weights', 'mesh',
-  'whole_files', 'save_recipe',
+  'whole_files', 'save_recipe', 'output_format', 'orbax_layout',
 )  # fmt: skip
 
 
@@ -98,6 +100,20 @@ def _define_plain_flags() -> None:
     None,
     OUTPUT_DTYPES,
     'dtype of the floating tensors written; base keeps each (default: bfloat16)',
+  )
+  flags.DEFINE_enum(
+    'output_format',
+    None,
+    OUTPUT_FORMATS,
+    'orbax: OUTPUT is an Orbax checkpoint; both: one is in OUTPUT/orbax '
+    '(default: safetensors)',
+  )
+  flags.DEFINE_enum(
+    'orbax_layout',
+    None,
+    list(LAYOUTS),
+    'tree of the Orbax checkpoint: hf has a leaf per tensor, the others are those of a '
+    'training stack (default: hf)',
   )
   flags.DEFINE_string(
     'max_shard_size',

@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
   config, group, plan, notes = _planned(devices)
   as_json = flags.FLAGS.json
   if not as_json:
-    print('\n'.join(describe_plan(plan, group, config.output_dtype)))
+    print('\n'.join(describe_plan(plan, group, config.output_dtype, config.formats)))
     if config.weights or any(rule.weights for rule in plan.table):
       weights = config.weights or (1.0,) * len(group.experts)
       print('\n'.join(describe_weights(plan, group, weights)))

@@ -14,7 +14,8 @@ import numpy as np
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from resmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
-from resmerge_jax.checkpoint.reader import CheckpointReader, Reader
+from resmerge_jax.checkpoint.reader import Reader
+from resmerge_jax.checkpoint.readers import reader_of
 from resmerge_jax.errors import InputError
 from resmerge_jax.host_float import to_float32
 from resmerge_jax.models.axes import AxisRules, Path, shardings
@@ -54,7 +55,7 @@ def load_decoder(
       fit its config, or rules that do not fit the mesh; before a weight is read.
   """
   checkpoint = open_checkpoint(folder, role='model')
-  with CheckpointReader(checkpoint) as reader:
+  with reader_of(checkpoint) as reader:
     return read_decoder(
       checkpoint, reader, mesh, dtype, param_dtype=param_dtype, rules=rules
     )

@@ -16,7 +16,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from resmerge_jax.checkpoint.file_states import check_unchanged
-from resmerge_jax.checkpoint.reader import CheckpointReader
+from resmerge_jax.checkpoint.readers import reader_of
 from resmerge_jax.config import MergeConfig
 from resmerge_jax.errors import InputError
 from resmerge_jax.pipeline.array_sink import ArraySink, Leaf
@@ -56,7 +56,9 @@ def load_merged(
   config = opened.config if opened else source
   assert isinstance(config, MergeConfig)
   _check_settings(config)
-  config = dataclasses.replace(config, whole_files=False)
+  config = dataclasses.replace(
+    config, whole_files=False, output_format='safetensors', orbax_layout='hf'
+  )
   assert not isinstance(config.mesh, str)
   group, states = open_group(config)
   devices = merge_devices(config.mesh, own=True, host=config.on_host)
@@ -64,7 +66,7 @@ def load_merged(
   leaves = _leaves(plan.layout.where, mesh, target)
   with contextlib.ExitStack() as stack:
     readers = [
-      stack.enter_context(CheckpointReader(each, files))
+      stack.enter_context(reader_of(each, files))
       for each, files in zip(group.sources, states, strict=True)
     ]
     sink = ArraySink(plan.layout.where, leaves)

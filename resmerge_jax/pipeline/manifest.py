@@ -7,7 +7,6 @@ import json
 import pathlib
 import resource
 import sys
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,14 +14,10 @@ from resmerge_jax.checkpoint.files import State
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.config import MergeConfig, to_plain
 from resmerge_jax.methods.table import method_of
-from resmerge_jax.plan.layout import INDEX_NAME, OutputLayout, ShardFile
 from resmerge_jax.plan.plan import MergePlan
 from resmerge_jax.sharding import merge_devices
 from resmerge_jax.version import __version__
 from resmerge_jax.writers.card import model_card
-from resmerge_jax.writers.disk import crc_of_file, crc_text, joined_crc
-from resmerge_jax.writers.partial import explained
-from resmerge_jax.writers.resumable import ResumableWriter
 
 PACKAGES = ('jax', 'jaxlib', 'numpy', 'ml_dtypes')
 _PLACES = ('base', 'experts', 'output', 'overwrite')  # say where, not what
@@ -85,47 +80,6 @@ def plan_facts(
   }
 
 
-def checksums(
-  writer: ResumableWriter,
-  layout: OutputLayout,
-  files: Mapping[str, bytes | pathlib.Path],
-) -> dict[str, Any]:
-  """Size and CRC-32 of every file of the output, and of every tensor.
-
-  Left out are manifest.json, which holds them, and README.md, which is for people to
-  edit. `files` are those beside the weights and their index.
-  """
-  tensors, whole = {}, {}
-  for shard in layout.files:
-    for ref in shard.tensors:
-      tensors[ref.name] = {
-        'file': shard.name,
-        'begin': ref.start,
-        'end': ref.start + ref.nbytes,
-        'crc32': crc_text(writer.crc_of(ref.name)),
-      }
-    whole[shard.name] = checksum(writer, shard)
-  others = {name: files[name] for name in sorted(files.keys() - {'README.md'})}
-  if layout.index is not None:
-    others[INDEX_NAME] = layout.index
-  for name, content in others.items():
-    if isinstance(content, pathlib.Path):
-      with explained(f'{content} cannot be read', content):
-        size, crc = content.stat().st_size, crc_of_file(content)
-    else:
-      size, crc = len(content), zlib.crc32(content)
-    whole[name] = {'bytes': size, 'crc32': crc_text(crc)}
-  return {'files': whole, 'tensors': tensors}
-
-
-def checksum(writer: ResumableWriter, shard: ShardFile) -> dict[str, Any]:
-  """Size and CRC-32 of one file of tensors."""
-  crc = zlib.crc32(shard.header)
-  for ref in shard.tensors:
-    crc = joined_crc(crc, writer.crc_of(ref.name), ref.nbytes)
-  return {'bytes': shard.nbytes, 'crc32': crc_text(crc)}
-
-
 def identity_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
   """All that the output's bytes depend on, of a manifest or its `plan_facts`.
 
@@ -165,6 +119,7 @@ def card(
     parameters=plain['method'],
     rule_counts=counts,
     output_dtype=config.output_dtype,
+    formats=config.formats,
     command=f'python -m tools.merge --config={name}/manifest.json --output=NEW',
     config=json.dumps(plain, indent=2),
     warnings=warnings,

@@ -15,19 +15,13 @@ from resmerge_jax.checkpoint.file_states import check_unchanged, file_states
 from resmerge_jax.checkpoint.files import State
 from resmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from resmerge_jax.checkpoint.group import ExpertGroup, check_group
-from resmerge_jax.checkpoint.reader import CheckpointReader
+from resmerge_jax.checkpoint.readers import reader_of
 from resmerge_jax.checkpoint.remote import folder_name, scheme_of
 from resmerge_jax.checkpoint.tied_head import check_ignored_head
 from resmerge_jax.config import MergeConfig, choose, outside_of
 from resmerge_jax.errors import InputError
 from resmerge_jax.pipeline.chips import device_facts
-from resmerge_jax.pipeline.manifest import (
-  checksum,
-  checksums,
-  identity_of,
-  peak_memory,
-  plan_facts,
-)
+from resmerge_jax.pipeline.manifest import identity_of, peak_memory, plan_facts
 from resmerge_jax.pipeline.progress import Progress
 from resmerge_jax.pipeline.recipe import OpenRecipe, recipe_json
 from resmerge_jax.pipeline.recipe_parts import check_recipe, recipe_parts
@@ -42,6 +36,7 @@ from resmerge_jax.plan.recipe_layout import RECIPE, recipe_file, with_recipe
 from resmerge_jax.processes import together, watched
 from resmerge_jax.sharding import merge_devices
 from resmerge_jax.writers.check import check_output, resolved
+from resmerge_jax.writers.checksums import checksum, checksums
 from resmerge_jax.writers.partial import await_shared, partial_path
 from resmerge_jax.writers.resumable import ResumableWriter, is_bad_input
 from resmerge_jax.writers.scans import SavedScans, to_plain
@@ -112,6 +107,8 @@ def plan_for(
     choose=choose(config.method, outside, config.post, scanned=recipe is None),
     output_dtype=config.output_dtype,
     max_shard_size=config.max_shard_size,
+    output_format=config.output_format,
+    orbax_layout=config.orbax_layout,
     budget=config.memory_budget,
     devices=device_facts(devices, config.mesh),
   )
@@ -157,9 +154,9 @@ def prepare(
     notes = check_output(
       config.output, inputs, plan.bytes_written, config.overwrite, found.stopped
     )
-  if config.whole_files and len(plan.layout.shards) < jax.process_count():
+  if config.whole_files and len(plan.layout.groups) < jax.process_count():
     notes.append(
-      f'{len(plan.layout.shards)} weight files for {jax.process_count()} processes: '
+      f'{len(plan.layout.groups)} weight files for {jax.process_count()} processes: '
       'the others have nothing to do (--max_shard_size makes more files)'
     )
   return dataclasses.replace(prepared, found=found, notes=tuple(notes))
@@ -262,7 +259,7 @@ def _stream(
   group, plan = prepared.group, prepared.plan
   assert not isinstance(config.mesh, str)
   readers = [
-    stack.enter_context(CheckpointReader(source, states))
+    stack.enter_context(reader_of(source, states))
     for source, states in zip(group.sources, prepared.states, strict=True)
   ]
   with together():

@@ -8,17 +8,17 @@ from resmerge_jax.plan.stacks import Step
 
 
 def by_file(plan: MergePlan) -> MergePlan:
-  """The same plan in steps of one weight file each, file after file.
+  """The same plan in steps of one group of weight files each, one after another.
 
-  Where a file has fewer layers than a step of their stack, the step is filled up with
+  Where a group has fewer layers than a step of their stack, the step is filled up with
   zeros as any last step of a stack is: the compiled programs stay the same.
   """
-  alike: dict[str, dict[tuple, list[str]]] = {s.name: {} for s in plan.layout.shards}
+  alike: dict[str, dict[tuple, list[str]]] = {g: {} for g in plan.layout.groups}
   for step in plan.steps:
     for name in step.names:
       # By identity: a stack with all its names is long to hash.
       key = (id(step.stack), step.row_start, step.row_stop, step.present)
-      alike[plan.layout.place(name)[0].file].setdefault(key, []).append(name)
+      alike[plan.layout.group(name)].setdefault(key, []).append(name)
   stacks = {id(stack): stack for stack in plan.stacks}
   steps = [
     Step(stacks[stack], tuple(names[at : at + stacks[stack].layers]), *rest)
@@ -30,12 +30,10 @@ def by_file(plan: MergePlan) -> MergePlan:
 
 
 def owners(plan: MergePlan, n_processes: int) -> Mapping[str, int]:
-  """The process that writes each file: the largest first, to who has least so far."""
+  """The process that writes each group of files: the largest first, to who has least so far."""
   found, loads = {}, [0] * n_processes
-  for shard in sorted(
-    plan.layout.shards, key=lambda shard: (-shard.nbytes, shard.name)
-  ):
+  for group, nbytes in sorted(plan.layout.groups.items(), key=lambda g: (-g[1], g[0])):
     process = loads.index(min(loads))
-    found[shard.name] = process
-    loads[process] += shard.nbytes
+    found[group] = process
+    loads[process] += nbytes
   return found

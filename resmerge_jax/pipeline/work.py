@@ -47,7 +47,7 @@ class Work:
   """A merge to run. `weights`: one per expert, or a list over the depth of the model.
 
   `finished`: place in the plan -> numbers, of steps that an earlier run wrote.
-  `owners`: the process that makes each weight file alone, on `devices` of its own.
+  `owners`: the process that makes each group of weight files alone, on `devices` of its own.
   `alone`: this process makes all of it by itself. `recipe`: where updates come from.
   `scans`: results of scans, kept between runs. `found`: the same by the method's
   parameters and the tensor; `run_scans` fills both.
@@ -116,7 +116,7 @@ class Work:
     if self.alone:
       owner = process
     elif self.owners is not None:
-      owner = self.owners[self.plan.layout.place(step.names[0])[0].file]
+      owner = self.owners[self.plan.layout.group(step.names[0])]
     else:
       owner = process if computes(step) else number % jax.process_count()
     if owner != process:

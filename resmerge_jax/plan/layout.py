@@ -11,16 +11,22 @@ from resmerge_jax.types import TensorRef, find
 
 SINGLE_NAME = 'model.safetensors'
 INDEX_NAME = f'{SINGLE_NAME}.index.json'
+DEFAULT_SHARD_SIZE = 5 * 10**9  # where no files of a base say otherwise
 _METADATA = {'format': 'pt'}  # transformers refuses files that do not name a framework
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardFile:
-  """One file: header bytes, then its tensors without gaps; `nbytes` counts both."""
+  """One file: header bytes, then its tensors without gaps; `nbytes` counts both.
+
+  `group`: where processes write files of their own, files of one group have one owner;
+  '' is a group of this file alone.
+  """
 
   name: str
   header: bytes
   tensors: tuple[TensorRef, ...]  # in offset order, `start` counted from the file's
+  group: str = ''
 
   @property
   def nbytes(self) -> int:
@@ -33,7 +39,8 @@ class OutputLayout:
 
   `recipe` are the files of a saved recipe (plan/recipe_layout.py), in a folder below:
   there no loader takes them for weights. `parts` names their tensors by the tensor of
-  the model and the row from which on they hold.
+  the model and the row from which on they hold. `texts`: further files that are known
+  before a weight is read. A tensor may lie in two files, one of each format.
   """
 
   shards: tuple[ShardFile, ...]
@@ -42,25 +49,64 @@ class OutputLayout:
   parts: Mapping[tuple[str, int], Mapping[str, str]] = dataclasses.field(
     default_factory=dict
   )
+  texts: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
 
   @property
   def files(self) -> tuple[ShardFile, ...]:
     return (*self.shards, *self.recipe)
 
   @functools.cached_property
+  def places(self) -> Mapping[str, tuple[TensorRef, ...]]:
+    """Output files and absolute starts of each tensor."""
+    found: dict[str, tuple[TensorRef, ...]] = {}
+    for shard in self.files:
+      for ref in shard.tensors:
+        found[ref.name] = (*found.get(ref.name, ()), ref)
+    return found
+
+  @functools.cached_property
   def where(self) -> Mapping[str, TensorRef]:
-    """Output file and absolute start of each tensor."""
-    return {ref.name: ref for shard in self.files for ref in shard.tensors}
+    """The first of the places of each tensor."""
+    return {name: refs[0] for name, refs in self.places.items()}
 
   def place(self, name: str) -> tuple[TensorRef, int]:
     """The tensor that is `name` or has it as a part, and its row where that begins."""
     ref, part = find(self.where, name)
     return ref, ref.first_row(part)
 
+  @functools.cached_property
+  def group_of(self) -> Mapping[str, str]:
+    """The group of files in which each tensor lies."""
+    return {
+      ref.name: shard.group or shard.name
+      for shard in self.shards
+      for ref in shard.tensors
+    }
+
+  def group(self, name: str) -> str:
+    """The group of files of a tensor, or of the one that has it as a part."""
+    return self.group_of[self.place(name)[0].name]
+
+  @functools.cached_property
+  def groups(self) -> Mapping[str, int]:
+    """Groups of weight files that one process writes, and their bytes."""
+    sizes: dict[str, int] = {}
+    for shard in self.shards:
+      group = shard.group or shard.name
+      sizes[group] = sizes.get(group, 0) + shard.nbytes
+    return sizes
+
+  @property
+  def written_texts(self) -> dict[str, bytes]:
+    index = {} if self.index is None else {INDEX_NAME: self.index}
+    return {**index, **self.texts}
+
   @property
   def nbytes(self) -> int:
-    """Bytes of all these files and the index."""
-    return sum(shard.nbytes for shard in self.files) + len(self.index or b'')
+    """Bytes of all these files, the index and further texts."""
+    return sum(shard.nbytes for shard in self.files) + sum(
+      len(text) for text in self.written_texts.values()
+    )
 
 
 def lay_out(

@@ -8,10 +8,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from resmerge_jax.checkpoint.folder import Checkpoint
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.errors import InputError
 from resmerge_jax.plan.accelerators import Accelerators, Cpu
-from resmerge_jax.plan.layout import OutputLayout, lay_out
+from resmerge_jax.plan.layout import DEFAULT_SHARD_SIZE, OutputLayout, lay_out
+from resmerge_jax.plan.orbax_files import FOLDER, joined, lay_out_orbax
 from resmerge_jax.plan.rules import ABSENT, Rule, assign, traps
 from resmerge_jax.plan.stacks import (
   DEFAULT_BUDGET,
@@ -100,7 +102,7 @@ class MergePlan:
           (numbers[id(s.stack)], s.names[0], s.row_start, s.row_stop, s.present)
           for s in self.steps
         ],
-        [dataclasses.asdict(ref) for ref in self.layout.where.values()],
+        [dataclasses.asdict(r) for refs in self.layout.places.values() for r in refs],
       ],
       sort_keys=True,
     )
@@ -126,6 +128,8 @@ def make_plan(
   choose: Choose,
   output_dtype: str,
   max_shard_size: int | None = None,
+  output_format: str = 'safetensors',
+  orbax_layout: str = 'hf',
   budget: int | None = None,
   devices: Accelerators | Cpu = Cpu(),  # noqa: B008 (frozen)
 ) -> MergePlan:
@@ -134,17 +138,22 @@ def make_plan(
   Args:
     choose: how the tensors of a rule are merged.
     output_dtype: 'base' or a name of OUTPUT_CODES; integers keep their dtype.
+    output_format: one of OUTPUT_FORMATS, and the tree of an Orbax checkpoint.
     budget: bytes; None takes 2 GiB, or what the largest matrix needs; on accelerators
       what the steps need that suit their memory.
     devices: what computes.
 
   Raises:
-    InputError: a tensor that no rule covers; a budget that is too small.
+    InputError: a tensor that no rule covers; a budget that is too small; a model that
+      has no such tree.
   """
   out = {}
   for name, ref in group.base.tensors.items():
     code = OUTPUT_CODES.get(output_dtype, ref.dtype) if ref.is_float else ref.dtype
     out[name] = dataclasses.replace(ref, dtype=code, shape=group.out_shape(name))
+  layout = lay_out_as(
+    group.base, tuple(out.values()), output_format, orbax_layout, max_shard_size
+  )
   stored = tuple(group.base.tensors.values())
   assigned = assign(stored, rules)
   if nowhere := [n for n in group.nowhere if assigned[n].action != 'base']:
@@ -164,7 +173,7 @@ def make_plan(
     rules=assigned,
     stacks=stacks,
     steps=build_steps(stacks, group),
-    layout=lay_out(tuple(out.values()), max_shard_size),
+    layout=layout,
     warnings=(
       *(warning for source in group.sources for warning in source.warnings),
       *group.warnings,
@@ -199,6 +208,33 @@ def _vanishing(
         'larger rank, or by another method (task_arithmetic)'
       )
   return warnings
+
+
+def lay_out_as(
+  base: Checkpoint,
+  tensors: tuple[TensorRef, ...],
+  output_format: str,
+  orbax_layout: str,
+  max_shard_size: int | None = None,
+) -> OutputLayout:
+  """The files of an output in one or both formats.
+
+  Args:
+    base: where the tensors come from; its config tells of the model.
+    max_shard_size: None keeps the base's files, or takes DEFAULT_SHARD_SIZE where it has
+      no safetensors. Without safetensors it tells what one process writes alone.
+
+  Raises:
+    InputError: the model has no such tree.
+  """
+  if max_shard_size is None and base.tree is not None:
+    max_shard_size = DEFAULT_SHARD_SIZE
+  plain = lay_out(tensors, max_shard_size)
+  if output_format == 'safetensors':
+    return plain
+  folder = FOLDER if output_format == 'both' else ''
+  orbax = lay_out_orbax(tensors, orbax_layout, base.config, plain.group_of, folder)
+  return joined(plain, orbax) if output_format == 'both' else orbax
 
 
 def _check_even(group: ExpertGroup, rules: Mapping[str, Rule], choose: Choose) -> None:

@@ -15,10 +15,10 @@ Parts = Mapping[tuple[str, int], Mapping[str, tuple[int, ...]]]
 
 
 def with_recipe(layout: OutputLayout, parts: Parts, apart: bool) -> OutputLayout:
-  """`layout` with the files of a recipe. `apart`: one for each weight file."""
+  """`layout` with the files of a recipe. `apart`: one for each group of weight files."""
   files: dict[str, list[TensorRef]] = {}
   for (name, row), shapes in parts.items():
-    file = recipe_file(layout.place(name)[0].file) if apart else f'{FOLDER}/{FACTORS}'
+    file = recipe_file(layout.group(name)) if apart else f'{FOLDER}/{FACTORS}'
     files.setdefault(file, []).extend(
       TensorRef(part_name(name, row, part), 'F32', shape, file)
       for part, shape in shapes.items()
@@ -35,7 +35,7 @@ def with_recipe(layout: OutputLayout, parts: Parts, apart: bool) -> OutputLayout
 
 
 def recipe_file(weight_file: str) -> str:
-  """The file of a recipe that belongs to one weight file."""
+  """The file of a recipe that belongs to one group of weight files."""
   return f'{FOLDER}/factors-{weight_file}'
 
 

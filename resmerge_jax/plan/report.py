@@ -27,7 +27,9 @@ def describe_weights(
   return ['', 'weights of the experts', *table(rows)]
 
 
-def describe_plan(plan: MergePlan, group: ExpertGroup, output_dtype: str) -> list[str]:
+def describe_plan(
+  plan: MergePlan, group: ExpertGroup, output_dtype: str, formats: str = 'safetensors'
+) -> list[str]:
   """Lines: inputs, rules with counts, families, stacks, sizes, warnings."""
   n = len(plan.rules)
   lines = [
@@ -72,7 +74,7 @@ def describe_plan(plan: MergePlan, group: ExpertGroup, output_dtype: str) -> lis
     '',
     f'{format_size(plan.bytes_read)} to read in {len(plan.steps)} steps, '
     f'{format_size(plan.bytes_written)} to write in {len(plan.layout.files)} files, '
-    f'floating tensors as {output_dtype}',
+    f'{formats}, floating tensors as {output_dtype}',
     f'predicted peak memory {format_size(plan.peak_memory)}, '
     f'budget {format_size(plan.budget)}',
     f'fingerprint {plan.fingerprint[:16]}',

@@ -22,6 +22,7 @@ def model_card(
   parameters: Mapping[str, Any],
   rule_counts: Mapping[str, int],
   output_dtype: str,
+  formats: str,
   command: str,
   config: str,
   warnings: Sequence[str],
@@ -38,6 +39,7 @@ def model_card(
     parameters: all parameters of the method.
     rule_counts: treatment -> number of tensors.
     output_dtype: as configured.
+    formats: what is written, in words.
     command: shell command that repeats the merge, '' for the Python API.
     config: the whole configuration as text.
     warnings: everything the run warned about.
@@ -45,7 +47,9 @@ def model_card(
   """
   n_tensors = sum(rule_counts.values())
   sections = [
-    _front_matter([base[0], *experts]),
+    _front_matter(
+      [base[0], *experts], 'transformers' if 'safetensors' in formats else 'orbax'
+    ),
     f'# {_plain(name)}\n\nA merge of {len(experts)} expert'
     f'{"s" * (len(experts) != 1)} of `{base[0]}` by the method `{method}`, made with '
     'resmerge_jax, without training and without data.',
@@ -58,7 +62,8 @@ def model_card(
     ),
     f'## Method\n\n`{method}`: {_plain(reference)}\n\n'
     + _table(('parameter', 'value'), _parameter_rows(parameters)),
-    f'## Tensors\n\n{n_tensors} tensors; dtype of the floating ones: `{output_dtype}`.\n\n'
+    f'## Tensors\n\n{n_tensors} tensors; dtype of the floating ones: `{output_dtype}`; '
+    f'written as {formats}.\n\n'
     + _table(('treatment', 'tensors'), [(k, str(n)) for k, n in rule_counts.items()]),
     f'## Warnings of the run\n\n{_warnings(warnings)}',
     '## How to make it again\n\n'
@@ -69,12 +74,12 @@ def model_card(
   return '\n\n'.join(sections) + '\n'
 
 
-def _front_matter(models: Sequence[str]) -> str:
+def _front_matter(models: Sequence[str], library: str) -> str:
   """Model ids are quoted as JSON, which YAML reads: an id may look like a number."""
   listed = '\n'.join(f'- {json.dumps(model, ensure_ascii=False)}' for model in models)
   return (
     f'---\nbase_model:\n{listed}\nbase_model_relation: merge\n'
-    'library_name: transformers\ntags:\n- merge\n- resmerge_jax\n---'
+    f'library_name: {library}\ntags:\n- merge\n- resmerge_jax\n---'
   )
 
 

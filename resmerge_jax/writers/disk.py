@@ -1,16 +1,60 @@
 """Bytes on disk: reserving, writing, syncing, and checksums of what lies there."""
 
+import contextlib
 import errno
 import os
 import pathlib
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 
 Buffer = bytes | bytearray | memoryview | np.ndarray
 CHUNK_BYTES = 4 * 2**20  # of one read; small beside any step
+KEPT_OPEN = 256  # a process may often have no more than 1024 files open
 _CRC_POLYNOMIAL = 0xEDB88320  # of CRC-32, lowest power in the highest bit
 _sync_data = getattr(os, 'fdatasync', os.fsync)  # macOS has no fdatasync
+
+
+class OpenFiles:
+  """Files to write into: some stay open, the others are opened for each use.
+
+  Thousands may be more than a process may have open; to open one takes microseconds.
+  """
+
+  def __init__(self) -> None:
+    self._paths: dict[str, pathlib.Path] = {}
+    self._fds: dict[str, int] = {}
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._paths)
+
+  def add(self, name: str, path: pathlib.Path, create: bool) -> None:
+    """Opens a file, creates it if it is to be. Raises OSError."""
+    flags = os.O_RDWR | (os.O_CREAT if create else 0)
+    fd = os.open(path, flags, 0o666)  # less the umask
+    self._paths[name] = path
+    if len(self._fds) < KEPT_OPEN:
+      self._fds[name] = fd
+    else:
+      os.close(fd)
+
+  @contextlib.contextmanager
+  def opened(self, name: str) -> Iterator[int]:
+    """The descriptor of a file; any thread may ask."""
+    if name in self._fds:
+      yield self._fds[name]
+      return
+    fd = os.open(self._paths[name], os.O_RDWR)
+    try:
+      yield fd
+    finally:
+      os.close(fd)
+
+  def close(self) -> None:
+    self._paths.clear()
+    while self._fds:
+      os.close(self._fds.popitem()[1])
 
 
 def reserve(fd: int, n_bytes: int) -> None:

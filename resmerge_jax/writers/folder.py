@@ -11,9 +11,11 @@ from typing import NamedTuple, Self
 
 from resmerge_jax.errors import InputError, StoppedError
 from resmerge_jax.plan.layout import INDEX_NAME, OutputLayout, ShardFile
+from resmerge_jax.types import TensorRef
 from resmerge_jax.writers.check import check_free, check_output, resolved
 from resmerge_jax.writers.disk import (
   Buffer,
+  OpenFiles,
   as_bytes,
   crc_of_range,
   joined_crc,
@@ -57,7 +59,8 @@ class FolderWriter:
       weight files of an earlier run; they are kept if the output cannot be prepared.
     joins: another process has prepared the output and will commit it; this one only
       writes its bytes.
-    own_files: the weight files that this process alone creates and writes, None: all.
+    own_files: the groups of weight files that this process alone creates and writes,
+      None: all.
 
   Raises:
     InputError: another run writes this output, it is in the way, or the disk refuses.
@@ -76,11 +79,15 @@ class FolderWriter:
     self._layout = layout
     self._overwrite = overwrite
     self._new = new_path(self.output)
-    self._shard_fds: dict[str, int] = {}
+    self._files = OpenFiles()
     self._spans: dict[str, list[Span]] = {name: [] for name in layout.where}
     self._lock_fd = lock_fd
     with self._explained(f'output {output} cannot be prepared'):
-      own = [s for s in layout.files if own_files is None or s.name in own_files]
+      own = [
+        shard
+        for shard in layout.files
+        if own_files is None or (shard.group or shard.name) in own_files
+      ]
       if joins:
         await_shared(self._new)
         for shard in own:
@@ -88,7 +95,7 @@ class FolderWriter:
             self._create(shard)
           else:
             path = self._new / (shard.name + _PART)
-            self._shard_fds[shard.name] = os.open(path, os.O_RDWR)
+            self._files.add(shard.name, path, create=False)
         return
       if self._lock_fd is None:
         self._lock_fd = claim(self.output)
@@ -118,16 +125,18 @@ class FolderWriter:
 
   def write(self, name: str, offset_bytes: int, data: Buffer) -> None:
     """Writes `data` at `offset_bytes` of tensor `name`; any thread may call this."""
-    ref = self._layout.where[name]
     view = as_bytes(data)
     begin, end = offset_bytes, offset_bytes + len(view)
-    if not 0 <= begin <= end <= ref.nbytes:
-      raise RuntimeError(
-        f'{name}: bytes {begin} to {end} written, it has {ref.nbytes} bytes'
-      )
-    fd, position = self._shard_fds[ref.file], ref.start + begin
-    with self._explained(f'cannot write {name} to {ref.file} of {self.output}'):
-      write_all(fd, view, position)
+    for ref in self._layout.places[name]:
+      if not 0 <= begin <= end <= ref.nbytes:
+        raise RuntimeError(
+          f'{name}: bytes {begin} to {end} written, it has {ref.nbytes} bytes'
+        )
+      with (
+        self._explained(f'cannot write {name} to {ref.file} of {self.output}'),
+        self._files.opened(ref.file) as fd,
+      ):
+        write_all(fd, view, ref.start + begin)
     if begin < end:
       self._spans[name].append(Span(begin, end, zlib.crc32(view)))
 
@@ -141,12 +150,13 @@ class FolderWriter:
 
   def holds(self, name: str, span: Span) -> bool:
     """Whether these bytes of an earlier run are on disk, by their checksum."""
-    ref = self._layout.where[name]
-    path, begin, end = (
-      (self._new / (ref.file + _PART)),
-      *(ref.start + n for n in span[:2]),
-    )
-    with self._explained(f'cannot read {name} back from {ref.file} of {self.output}'):
+    return all(self._lies_at(ref, span) for ref in self._layout.places[name])
+
+  def _lies_at(self, ref: TensorRef, span: Span) -> bool:
+    path = self._new / (ref.file + _PART)
+    begin, end = (ref.start + n for n in span[:2])
+    what = f'cannot read {ref.name} back from {ref.file} of {self.output}'
+    with self._explained(what):
       try:
         with path.open('rb') as file:
           return crc_of_range(file.fileno(), begin, end) == span.crc
@@ -167,8 +177,11 @@ class FolderWriter:
   def sync(self, files: Iterable[str]) -> None:
     """Returns when everything written to these weight files is durable."""
     for name in files:
-      with self._explained(f'cannot write {name} of {self.output}'):
-        sync_file(self._shard_fds[name])
+      with (
+        self._explained(f'cannot write {name} of {self.output}'),
+        self._files.opened(name) as fd,
+      ):
+        sync_file(fd)
 
   def commit(self, files: Mapping[str, bytes | pathlib.Path]) -> list[str]:
     """Adds side `files` (text, or a file to copy) and gives the folder its name.
@@ -181,18 +194,20 @@ class FolderWriter:
       RuntimeError: a byte of a tensor was not written exactly once.
     """
     self._check_complete()
-    reserved = {INDEX_NAME, *(shard.name for shard in self._layout.files)}
+    texts = self._layout.written_texts
+    reserved = {INDEX_NAME, *texts, *(shard.name for shard in self._layout.files)}
     if clashes := sorted(reserved & files.keys()):
       raise RuntimeError(f'side files named like weight files: {clashes}')
     with self._explained(f'output {self.output} cannot be completed'):
       for name in sorted(files.keys() - {'config.json'}):
         self._put(name, files[name])
-      for fd in self._shard_fds.values():
-        os.fsync(fd)
+      for name in self._files:
+        with self._files.opened(name) as fd:
+          os.fsync(fd)
       for shard in self._layout.files:
         os.rename(self._new / (shard.name + _PART), self._new / shard.name)
-      if self._layout.index is not None:
-        self._put(INDEX_NAME, self._layout.index)
+      for name, text in texts.items():
+        self._put(name, text)
       if 'config.json' in files:  # last: without it no loader takes the folder
         self._put('config.json', files['config.json'])
       self._sync_folders()
@@ -205,8 +220,7 @@ class FolderWriter:
 
     Call it when no thread is writing any more.
     """
-    while self._shard_fds:
-      os.close(self._shard_fds.popitem()[1])
+    self._files.close()
     if self._lock_fd is not None:
       fd, self._lock_fd = self._lock_fd, None
       try:
@@ -230,17 +244,19 @@ class FolderWriter:
         path.unlink()
 
   def _sync_folders(self) -> None:
-    for folder in {(self._new / s.name).parent for s in self._layout.files}:
+    """The folder to be, after those within it."""
+    within = [path for path in self._new.rglob('*') if path.is_dir()]
+    for folder in (*sorted(within, reverse=True), self._new):
       sync_folder(folder)
 
   def _create(self, shard: ShardFile) -> None:
     """Reserves the disk space of one shard, so that it cannot run out midway."""
-    flags, path = os.O_RDWR | os.O_CREAT, self._new / (shard.name + _PART)
-    path.parent.mkdir(exist_ok=True)  # of a recipe
-    fd = os.open(path, flags, 0o666)  # less the umask
-    self._shard_fds[shard.name] = fd
-    reserve(fd, shard.nbytes)
-    write_all(fd, memoryview(shard.header), 0)
+    path = self._new / (shard.name + _PART)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    self._files.add(shard.name, path, create=True)
+    with self._files.opened(shard.name) as fd:
+      reserve(fd, shard.nbytes)
+      write_all(fd, memoryview(shard.header), 0)
 
   def _check_complete(self) -> None:
     problems = []
@@ -261,6 +277,7 @@ class FolderWriter:
   def _put(self, name: str, content: bytes | pathlib.Path) -> None:
     """One file, complete and on disk before it has its name."""
     part = self._new / (name + _PART)
+    part.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, pathlib.Path):
       shutil.copyfile(content, part)  # bytes, not the mode or times of the base's file
     else:

@@ -65,8 +65,8 @@ class ResumableWriter:
     identity: what the run is (writers/identity.py), as JSON knows it.
     resume: continue a run that stopped, if there is one. Else what it left is deleted.
     progress: called with a label and bytes read back while they are verified.
-    own_files: as of `FolderWriter`; steps of one file then count once all are finished,
-      so that a file that is continued is never half written.
+    own_files: as of `FolderWriter`; steps of one group of files then count once all are
+      finished, so that a file that is continued is never half written.
     process: which of several processes this is. Number 0 prepares the output before the
       others come, and commits what all have written.
 
@@ -92,7 +92,8 @@ class ResumableWriter:
     self._layout, self._steps = layout, steps
     self._numbers = {id(step): i for i, step in enumerate(steps)}
     self._committed = False
-    self._waiting: dict[str, list[Any]] = {}  # file -> entries of its finished steps
+    # group of files -> entries of its finished steps, and the files
+    self._waiting: dict[str, list[tuple[Any, set[str]]]] = {}
     self.output = resolved(output)
     self._identity, self._process = identity, process
     lock_fd, saved = None, None
@@ -151,26 +152,33 @@ class ResumableWriter:
       'written': {name: self._folder.spans(*at) for name, at in places.items()},
       'numbers': numbers,
     }
-    files = {self._layout.where[tensor].file for tensor, _, _ in places.values()}
+    files = {
+      ref.file
+      for tensor, _, _ in places.values()
+      for ref in self._layout.places[tensor]
+    }
     with self._explained():
-      for ready in self._ready(entry, self._layout.place(step.names[0])[0].file):
-        self._journal.add(ready, files)
+      for ready, written in self._ready(step, entry, files):
+        self._journal.add(ready, written)
 
   def _count_unfinished(self) -> collections.Counter[str]:
-    """Steps to do of each file, where no step touches two."""
+    """Steps to do of each group of files, where no step touches two."""
     return collections.Counter(
-      self._layout.place(step.names[0])[0].file
+      self._layout.group(step.names[0])
       for i, step in enumerate(self._steps)
       if i not in self.finished
     )
 
-  def _ready(self, entry: Any, file: str) -> list[Any]:
-    """Entries that count now that this one is finished. `file`: of its first tensor."""
+  def _ready(
+    self, step: Step, entry: Any, files: set[str]
+  ) -> list[tuple[Any, set[str]]]:
+    """Entries that count now that this one is finished, with their files."""
     if self._unfinished is None:
-      return [entry]
-    self._waiting.setdefault(file, []).append(entry)
-    self._unfinished[file] -= 1
-    return [] if self._unfinished[file] else self._waiting.pop(file)
+      return [(entry, files)]
+    group = self._layout.group(step.names[0])
+    self._waiting.setdefault(group, []).append((entry, files))
+    self._unfinished[group] -= 1
+    return [] if self._unfinished[group] else self._waiting.pop(group)
 
   def spans(self, name: str) -> list[Span]:
     """What was written of a tensor, in this run and before."""

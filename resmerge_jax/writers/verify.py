@@ -71,9 +71,18 @@ def verify_folder(
       problems.append(f'{name}: {what}{within}: {error.strerror}')
     if name not in held:
       progress(name, entry['bytes'])
-  strays = {path.name for path in folder.glob('*.safetensors*')} - {*manifest['files']}
-  problems += [f'{name}: not part of the merge' for name in sorted(strays)]
+  problems += [f'{name}: not part of the merge' for name in _strays(folder, manifest)]
   return problems
+
+
+def _strays(folder: pathlib.Path, manifest: Mapping[str, Any]) -> list[str]:
+  """Files that a loader may take for weights of this model."""
+  within = {name.split('/')[0] for name in manifest['files'] if '/' in name}
+  found = [*folder.glob('*.safetensors*')]
+  for name in within:
+    found += (path for path in (folder / name).rglob('*') if not path.is_dir())
+  names = {path.relative_to(folder).as_posix() for path in found}
+  return sorted(names - {*manifest['files']})
 
 
 def _sizes(got: int, expected: int) -> str:

@@ -54,7 +54,7 @@ def test_prints_what_was_done(group, tmp_path):
   done = commands.run(merge, *flags_of(group, output), '--method=task_arithmetic')
   assert (done.status, done.err) == (0, '')
   assert done.out.startswith(f'{output}: 2 experts merged by task_arithmetic in ')
-  assert ' written as bfloat16, peak memory ' in done.out
+  assert ' written as safetensors, bfloat16, peak memory ' in done.out
   assert len(done.out.splitlines()) == 1
 
 
@@ -96,6 +96,8 @@ def test_every_flag_reaches_the_config(group, tmp_path):
     'seed': 3,
     'mesh': [1, 8],
     'whole_files': False,
+    'output_format': 'safetensors',
+    'orbax_layout': 'hf',
     'save_recipe': True,
   }
   base, *experts = (groups.load(path) for path in (group.base, *group.experts))

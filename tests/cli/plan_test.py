@@ -52,7 +52,7 @@ def test_text(group, tmp_path):
   ):
     assert line in lines, done.out
   assert '792 B to read in 4 steps, 1.' in done.out
-  assert ' to write in 1 files, floating tensors as bfloat16\n' in done.out
+  assert ' to write in 1 files, safetensors, floating tensors as bfloat16\n' in done.out
   assert 'predicted peak memory 180 MiB, budget 2 GiB\n' in done.out
   assert not any(tmp_path.iterdir())
 
