@@ -5,19 +5,16 @@ for embeddings `lora_embedding_A` (r x tokens) and `lora_embedding_B` (features 
 what it saves whole (modules_to_save, biases, resized embeddings) under its own name.
 """
 
-import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
-
-import numpy as np
+from collections.abc import Mapping
 
 from resmerge_jax.checkpoint.adapter_config import AdapterConfig
 from resmerge_jax.checkpoint.folder import Checkpoint
+from resmerge_jax.checkpoint.lora import Lora
 from resmerge_jax.checkpoint.model_config import ties_embeddings
-from resmerge_jax.checkpoint.reader import Reader
-from resmerge_jax.host_float import to_float32
-from resmerge_jax.types import DTYPES, TensorRef
+from resmerge_jax.checkpoint.name_match import Match
+from resmerge_jax.checkpoint.summary import fold_names
+from resmerge_jax.types import TensorRef
 
 PREFIX = 'base_model.model.'
 _FACTOR = re.compile(
@@ -25,34 +22,7 @@ _FACTOR = re.compile(
 )
 
 
-class Lora(NamedTuple):
-  """The update scale * left @ right of one RxC tensor; left is RxF, right FxC.
-
-  `transposed`: left and right are stored as their transposes.
-  """
-
-  left: TensorRef
-  right: TensorRef
-  transposed: bool
-  scale: float
-
-  @property
-  def rank(self) -> int:
-    """F."""
-    return self.right.shape[1 if self.transposed else 0]
-
-
-@dataclasses.dataclass(frozen=True)
-class Matched:
-  """An adapter seen from its base: updates and whole tensors by the base's names."""
-
-  loras: Mapping[str, Lora]
-  wholes: Mapping[str, str]
-  problems: Sequence[str]
-  warnings: Sequence[str]
-
-
-def match_adapter(base: Checkpoint, adapter: Checkpoint) -> Matched:
+def match_adapter(base: Checkpoint, adapter: Checkpoint) -> Match:
   """Finds the base's tensor for every tensor of `adapter`; shapes of factors are checked.
 
   Those of whole tensors are not: vocabularies may differ.
@@ -90,7 +60,15 @@ def match_adapter(base: Checkpoint, adapter: Checkpoint) -> Matched:
     else:
       loras[target] = _lora(module, parts, config)
   touched = {*loras, *wholes}
-  return Matched(loras, wholes, problems, _warnings(base, adapter, touched))
+  return Match(
+    aliases=wholes,
+    ignored=(),
+    absent=frozenset(),
+    extra=(),
+    warnings=tuple(_warnings(base, adapter, touched)),
+    loras=loras,
+    problems=tuple(problems),
+  )
 
 
 def _absent(base: Checkpoint, name: str) -> str:
@@ -161,30 +139,18 @@ def _warnings(base: Checkpoint, adapter: Checkpoint, touched: set[str]) -> list[
   return found
 
 
-def read_left(
-  reader: Reader, lora: Lora, row_start: int, row_stop: int, out_RxF: np.ndarray
-) -> None:
-  """Rows [row_start, row_stop) of scale * left as float32, into `out_RxF`."""
-  n_rows = lora.left.shape[1 if lora.transposed else 0]
-  if not lora.transposed:
-    out_RxF[...] = _rows(reader, lora.left, row_start, row_stop)
-  elif (row_start, row_stop) == (0, n_rows):
-    out_RxF[...] = _rows(reader, lora.left, 0, lora.rank).T
-  else:  # row f of what is stored is column f of left: read as one long column
-    column = dataclasses.replace(lora.left, shape=(lora.left.size, 1))
-    for f in range(lora.rank):
-      at = f * n_rows
-      out_RxF[:, f] = _rows(reader, column, at + row_start, at + row_stop)[:, 0]
-  out_RxF *= np.float32(lora.scale)
-
-
-def read_right(reader: Reader, lora: Lora, out_FxC: np.ndarray) -> None:
-  """All of right as float32, into `out_FxC`."""
-  stored = _rows(reader, lora.right, 0, lora.right.rows)
-  out_FxC[...] = stored.T if lora.transposed else stored
-
-
-def _rows(reader: Reader, ref: TensorRef, start: int, stop: int) -> np.ndarray:
-  stored = np.empty((stop - start, ref.cols), DTYPES[ref.dtype])
-  reader.read_into(ref, start, stop, stored.reshape(-1).view(np.uint8))
-  return to_float32(stored)
+def describe_adapter(base: Checkpoint, adapter: Checkpoint) -> list[str]:
+  """Lines: which tensors of its base an adapter changes, and how."""
+  match = match_adapter(base, adapter)
+  kinds: dict[str, list[str]] = {}
+  for name, lora in match.loras.items():
+    kinds.setdefault(f'rank {lora.rank}, scale {lora.scale:g}', []).append(name)
+  for name in match.aliases:
+    kinds.setdefault('stored whole', []).append(name)
+  lines = [
+    f'  {kind}: {pattern}'
+    for kind, of in kinds.items()
+    for pattern, _ in fold_names(of)
+  ]
+  problems = [f'  problem: {text}' for text in match.problems]
+  return [f'{adapter.id} on {base.id}', *lines, *problems]

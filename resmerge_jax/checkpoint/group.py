@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from resmerge_jax.checkpoint.adapter import Lora, match_adapter
+from resmerge_jax.checkpoint.adapter import match_adapter
 from resmerge_jax.checkpoint.folder import Checkpoint
 from resmerge_jax.checkpoint.group_files import config_warnings, tokenizer_warnings
+from resmerge_jax.checkpoint.lora import Lora
 from resmerge_jax.checkpoint.model_config import (
   ARCHITECTURE_FIELDS,
   config_differences,
@@ -33,11 +34,10 @@ class ExpertGroup:
 
   `aliases[i][name]` names the tensor in which source i stores output tensor `name`,
   where that is not `name` itself: the embedding, for an expert that ties its head, a
-  name with another prefix, or all that an adapter stores whole. `ignored[i]` are tensors
-  of source i that the merge leaves out, `absent[i]` those of the base that it has not: it
-  counts as unchanged there. `loras[i][name]` is the update of an adapter; what that has
-  neither of is the base's. Names may be those of parts of a tensor
-  (`TensorRef.part_names`) wherever one is given.
+  name with another prefix, all that an adapter stores whole. `ignored[i]` are tensors
+  of source i that the merge leaves out, `absent[i]` those of the base that it has not:
+  it counts as unchanged there. `loras[i][name]` is the update of an adapter.
+  Names may be those of parts of a tensor (`TensorRef.part_names`) wherever one is given.
   """
 
   base: Checkpoint
@@ -68,8 +68,13 @@ class ExpertGroup:
     ref, part = self._find(i, name)
     return ref if part is None else ref.part(part)
 
+  def place(self, i: int, name: str) -> tuple[TensorRef, int]:
+    """The stored tensor of source i that holds `name`, and the row where it begins."""
+    ref, part = self._find(i, name)
+    return ref, ref.first_row(part)
+
   def stores(self, i: int, name: str) -> bool:
-    """Whether source i has the whole tensor `name`; an adapter need not."""
+    """Whether source i is a model, or an adapter that has the whole tensor `name`."""
     if self.sources[i].adapter is None:
       return True
     return find(self.base.tensors, name)[0].name in self.aliases.get(i, {})
@@ -78,14 +83,9 @@ class ExpertGroup:
     """The update of tensor `name` that source i stores as factors."""
     return self.loras.get(i, {}).get(name)
 
-  def place(self, i: int, name: str) -> tuple[TensorRef, int]:
-    """The stored tensor of source i that holds `name`, and the row where it begins."""
-    ref, part = self._find(i, name)
-    return ref, ref.first_row(part)
-
   def _find(self, i: int, name: str) -> tuple[TensorRef, int | None]:
     ref, part = find(self.base.tensors, name)
-    if not self.has(i, ref.name) or not self.stores(i, ref.name):
+    if ref.name in self.absent.get(i, ()) or not self.stores(i, name):
       return ref, part
     stored = self.aliases.get(i, {}).get(ref.name, ref.name)
     return self.sources[i].tensors[stored], part
@@ -158,31 +158,26 @@ def check_group(
       fix='give the model that it was trained from; adapters go into --experts',
     )
   warnings = head_warnings(base)
+  matches = {
+    i: match_adapter(base, expert)
+    if expert.adapter is not None
+    else match_names(base, expert, extra, missing)
+    for i, expert in enumerate(experts, 1)
+  }
   problems: list[_Problem] = []
-  matches: dict[int, Match] = {}
-  loras: dict[int, Mapping[str, Lora]] = {}
-  aliases: dict[int, Mapping[str, str]] = {}
-  for i, expert in enumerate(experts, 1):
-    if expert.adapter is not None:
-      matched = match_adapter(base, expert)
-      aliases[i], loras[i] = matched.wholes, matched.loras
-      problems += [_Problem(expert.id, text) for text in matched.problems]
-      problems += _shape_problems(base, expert, matched.wholes, vocab)
-      warnings += matched.warnings
-      continue
-    matches[i] = match_names(base, expert, extra, missing)
-    problems += _tensor_problems(base, expert, matches[i], vocab)
-    warnings += matches[i].warnings
+  for i, match in matches.items():
+    problems += _tensor_problems(base, experts[i - 1], match, vocab)
+    warnings += match.warnings
   if problems:
     _raise(base, experts, problems)
   group = ExpertGroup(
     base,
     experts,
     vocab,
-    aliases=aliases | {i: m.aliases for i, m in matches.items() if m.aliases},
-    ignored={i: m.ignored for i, m in matches.items() if m.ignored},
-    absent={i: m.absent for i, m in matches.items() if m.absent},
-    loras=loras,
+    aliases={i: match.aliases for i, match in matches.items() if match.aliases},
+    ignored={i: match.ignored for i, match in matches.items() if match.ignored},
+    absent={i: match.absent for i, match in matches.items() if match.absent},
+    loras={i: match.loras for i, match in matches.items() if match.loras},
   )
   warnings += _vocabulary_warnings(group)
   for expert in experts:
@@ -222,32 +217,14 @@ def _tensor_problems(
   match: Match,
   vocab: VocabPolicy,
 ) -> Iterator[_Problem]:
+  yield from (_Problem(expert.id, text) for text in match.problems)
   for name, ref in base.tensors.items():
-    if name not in match.absent and match.aliases.get(name, name) not in expert.tensors:
+    if name in match.absent or (expert.adapter and name not in match.aliases):
+      continue
+    got = expert.tensors.get(match.aliases.get(name, name))
+    if got is None:
       text = f'{name} is missing, the base has {_kind(ref)}'
       yield _Problem(expert.id, text, 'missing')
-  stored = {
-    name: match.aliases.get(name, name)
-    for name in base.tensors
-    if name not in match.absent
-  }
-  yield from _shape_problems(base, expert, stored, vocab)
-  for name in match.extra:
-    got, tied = expert.tensors[name], ''
-    if name == find_head(expert) and ties_embeddings(base.config):
-      says = ties_embeddings(expert.config)
-      tied = f' (the base ties its head, tie_word_embeddings of the expert is {says})'
-    text = f'{name}: {_kind(got)}, the base has no such tensor{tied}'
-    yield _Problem(expert.id, text, 'extra')
-
-
-def _shape_problems(
-  base: Checkpoint, expert: Checkpoint, stored: Mapping[str, str], vocab: VocabPolicy
-) -> Iterator[_Problem]:
-  """Of the tensors that the expert stores: by their name in the base, its own name."""
-  for name, own in stored.items():
-    ref, got = base.tensors.get(name), expert.tensors.get(own)
-    if ref is None or got is None:  # told by others
       continue
     place = f'{got.name}{f" in {got.file}" if got.file else ""} is {_kind(got)}'
     if got.shape != ref.shape:
@@ -257,6 +234,13 @@ def _shape_problems(
         yield _Problem(expert.id, text, 'vocabulary' if only_rows else 'shape')
     elif got.dtype != ref.dtype and not (got.is_float and ref.is_float):
       yield _Problem(expert.id, f'{place}, the base has {_kind(ref)}')
+  for name in match.extra:
+    got, tied = expert.tensors[name], ''
+    if name == find_head(expert) and ties_embeddings(base.config):
+      says = ties_embeddings(expert.config)
+      tied = f' (the base ties its head, tie_word_embeddings of the expert is {says})'
+    text = f'{name}: {_kind(got)}, the base has no such tensor{tied}'
+    yield _Problem(expert.id, text, 'extra')
 
 
 def _kind(ref: TensorRef) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from resmerge_jax.checkpoint.folder import Checkpoint
+from resmerge_jax.checkpoint.lora import Lora
 from resmerge_jax.checkpoint.names import is_buffer, other_prefix, prefix_notes
 from resmerge_jax.checkpoint.summary import fold_names
 from resmerge_jax.checkpoint.tied_head import match_head
@@ -15,7 +16,8 @@ class Match:
 
   `aliases`: base name -> stored name where these differ. `ignored`: stored names that
   the merge leaves out. `absent`: base names where the expert counts as unchanged.
-  `extra`: stored names that the base has not, for which nothing speaks.
+  `extra`: stored names that the base has not, for which nothing speaks. Of an adapter:
+  `loras` by base name, and `problems`.
   """
 
   aliases: Mapping[str, str]
@@ -23,6 +25,8 @@ class Match:
   absent: frozenset[str]
   extra: tuple[str, ...]
   warnings: tuple[str, ...]
+  loras: Mapping[str, Lora] = dataclasses.field(default_factory=dict)
+  problems: tuple[str, ...] = ()
 
 
 def match_names(

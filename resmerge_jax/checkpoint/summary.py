@@ -4,7 +4,6 @@ import collections
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from resmerge_jax.checkpoint.adapter import match_adapter
 from resmerge_jax.checkpoint.folder import TOKENIZER_FILES, Checkpoint
 from resmerge_jax.checkpoint.group_files import tokenizer_differences
 from resmerge_jax.checkpoint.model_config import (
@@ -82,8 +81,6 @@ def describe(checkpoint: Checkpoint) -> list[str]:
 
 def describe_differences(a: Checkpoint, b: Checkpoint) -> list[str]:
   """Lines about how `b` differs from `a`, as far as the headers tell."""
-  if b.adapter is not None and a.adapter is None:
-    return [f'{b.id} on {a.id}', *_adapter_differences(a, b)]
   lines = [
     f'  config.json {field}: {_value(here)} -> {_value(there)}'
     for field, here, there in config_differences(a.config, b.config)
@@ -127,22 +124,6 @@ def _adapter(checkpoint: Checkpoint) -> str:
       *but,
     ]
   )
-
-
-def _adapter_differences(base: Checkpoint, adapter: Checkpoint) -> list[str]:
-  """Which tensors of its base an adapter changes."""
-  matched = match_adapter(base, adapter)
-  kinds: dict[str, list[str]] = {}
-  for name, lora in matched.loras.items():
-    kinds.setdefault(f'rank {lora.rank}, scale {lora.scale:g}', []).append(name)
-  for name in matched.wholes:
-    kinds.setdefault('stored whole', []).append(name)
-  lines = [
-    f'  {kind}: {pattern}'
-    for kind, of in kinds.items()
-    for pattern, _ in fold_names(of)
-  ]
-  return lines + [f'  problem: {text}' for text in matched.problems]
 
 
 def _head(checkpoint: Checkpoint) -> str:

@@ -13,6 +13,7 @@ Examples:
 To compare the numbers too: python -m tools.compare A B
 """
 
+from resmerge_jax.checkpoint.adapter import describe_adapter
 from resmerge_jax.checkpoint.folder import open_checkpoint
 from resmerge_jax.checkpoint.summary import describe, describe_differences
 from resmerge_jax.cli.app import run_app
@@ -25,8 +26,12 @@ def main(argv: list[str]) -> None:
     raise InputError('no folder given', fix='python -m tools.show DIR [DIR ...]')
   checkpoints = [open_checkpoint(path) for path in argv[1:]]
   blocks = [describe(checkpoint) for checkpoint in checkpoints]
+  base, *others = checkpoints
   blocks += [
-    describe_differences(checkpoints[0], checkpoint) for checkpoint in checkpoints[1:]
+    describe_adapter(base, other)
+    if other.adapter is not None and base.adapter is None
+    else describe_differences(base, other)
+    for other in others
   ]
   print('\n\n'.join('\n'.join(block) for block in blocks))
 

@@ -14,8 +14,8 @@ from concurrent.futures import CancelledError, Executor, Future
 import jax
 import numpy as np
 
-from resmerge_jax.checkpoint.adapter import read_left, read_right
 from resmerge_jax.checkpoint.group import ExpertGroup
+from resmerge_jax.checkpoint.lora import read_left, read_right
 from resmerge_jax.checkpoint.reader import Reader
 from resmerge_jax.host_float import to_float32
 from resmerge_jax.pipeline.kernel_spec import staged_dtype

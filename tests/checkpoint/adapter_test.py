@@ -8,10 +8,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from resmerge_jax.checkpoint.adapter import match_adapter, read_left, read_right
+from resmerge_jax.checkpoint.adapter import match_adapter
 from resmerge_jax.checkpoint.adapter_config import AdapterConfig
 from resmerge_jax.checkpoint.folder import open_checkpoint
 from resmerge_jax.checkpoint.group import check_group
+from resmerge_jax.checkpoint.lora import read_left, read_right
 from resmerge_jax.checkpoint.reader import CheckpointReader
 from resmerge_jax.errors import InputError
 from tests import adapters, folders
@@ -277,7 +278,7 @@ def test_factors_as_they_are_read(tmp_path, base, kind, dtype):
   tensors = {f'{PREFIX}{module}.{n}': x for n, x in pair}
   adapter = opened(tmp_path, tensors, fan_in_fan_out=kind == 'fan_in_fan_out')
   matched = match_adapter(base, adapter)
-  assert matched.problems == []
+  assert matched.problems == ()
   lora = matched.loras[f'{module}.weight']
   with CheckpointReader(adapter) as reader:
     got_FxC = np.empty((2, cols), np.float32)

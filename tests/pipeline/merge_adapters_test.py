@@ -1,6 +1,8 @@
 """Merges of LoRA adapters: equal to merges of the models that they stand for."""
 
+import dataclasses
 import json
+import warnings
 
 import ml_dtypes
 import numpy as np
@@ -311,3 +313,26 @@ def test_matrices_that_float32_cannot_settle_go_to_the_host(adapter_group, tmp_p
   merged = groups.merge(group, tmp_path / 'out', mesh='row:2', **FLOAT32)
   heads = [r['float64_head'] for r in groups.records(merged.output) if 'sigma' in r]
   assert heads == [[True, False]] * 2 * LAYERS
+
+
+def test_recipes_and_loading_without_a_folder(adapter_group, tmp_path):
+  """Both take adapters; a recipe gives the same bytes, and other parameters."""
+  saved = groups.merge(
+    adapter_group, tmp_path / 'a', save_recipe=True, **FLOAT32
+  ).output
+  recipe = resmerge_jax.Recipe(saved / 'recipe', *adapter_group)
+  again = resmerge_jax.apply_recipe(recipe, tmp_path / 'b').output
+  assert groups.weight_bytes(again) == groups.weight_bytes(saved)
+  changed = dataclasses.replace(recipe, rho=0.5)
+  got = groups.load(resmerge_jax.apply_recipe(changed, tmp_path / 'c').output)
+  method = resmerge_jax.ResMerge(rho=0.5)
+  fresh = groups.merge(adapter_group, tmp_path / 'd', method=method, **FLOAT32)
+  # The same numbers in another program.
+  assert_equal_updates(got, groups.load(fresh.output), 1e-6)
+  config = groups.config_of(adapter_group, tmp_path / 'e', **FLOAT32)
+  with warnings.catch_warnings(record=True):
+    warnings.simplefilter('always')
+    loaded = resmerge_jax.load_merged(config)
+  groups.assert_same_bits(
+    {name: np.asarray(value) for name, value in loaded.items()}, groups.load(saved)
+  )
