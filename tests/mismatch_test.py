@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+import resmerge_jax
 from resmerge_jax.cli import merge, plan
 from resmerge_jax.errors import InputError
 from tests import commands, folders, groups
@@ -179,6 +180,8 @@ def test_a_stored_head_that_is_the_embedding(tmp_path, same):
     with pytest.raises(InputError, match=text):
       groups.merge(group, tmp_path / 'out', **settings)
     assert sorted(p.name for p in tmp_path.iterdir()) == ['base', 'e0']
+    with pytest.raises(InputError, match='though config'):
+      resmerge_jax.load_merged(groups.config_of(group, '', **settings))
     merged = groups.merge(group, tmp_path / 'out', extra='ignore', **settings)
   del expert[HEAD]
   groups.assert_same_bits(groups.load(merged.output), expert)

@@ -226,6 +226,18 @@ def test_a_rule_sends_routers_to_the_method(saved, tmp_path):
   assert 'sigma' in record
 
 
+def test_recipes_and_arrays_have_the_fused_tensors(saved, tmp_path):
+  group = saved['gpt_oss'].fused
+  config = groups.config_of(group, tmp_path / 'out', save_recipe=True)
+  want = groups.load(resmerge_jax.merge(config).output)
+  recipe = resmerge_jax.Recipe(tmp_path / 'out/recipe', group.base, group.experts)
+  again = resmerge_jax.apply_recipe(recipe, tmp_path / 'again')
+  groups.assert_same_bits(groups.load(again.output), want)
+  with pytest.warns(UserWarning, match='no tokenizer files'):
+    found = resmerge_jax.load_merged(recipe)
+  groups.assert_same_bits({n: np.asarray(x) for n, x in found.items()}, want)
+
+
 def test_meshes_processes_and_a_resume_change_nothing(saved, tmp_path, monkeypatch):
   group = saved['qwen3_moe'].fused
   settings: dict[str, Any] = {'max_shard_size': '3kB'}

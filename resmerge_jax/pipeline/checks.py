@@ -1,15 +1,23 @@
-"""NaN, Inf and overflow, found while the weights go through."""
+"""What only weights can tell: NaN, Inf, overflow, a head that is not what it is taken for."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from resmerge_jax.checkpoint.group import ExpertGroup
+from resmerge_jax.checkpoint.reader import Reader
+from resmerge_jax.checkpoint.tied_head import check_ignored_head
 from resmerge_jax.errors import EchoError, InputError
 from resmerge_jax.host_float import to_float32
 from resmerge_jax.pipeline.fetched import Fetched
 from resmerge_jax.pipeline.staging import Staged
 from resmerge_jax.plan.stacks import Step
+
+
+def check_heads(group: ExpertGroup, readers: Sequence[Reader]) -> None:
+  """Raises InputError where a head that is ignored as tied is not the embedding."""
+  for i, ignored in group.ignored.items():
+    check_ignored_head(group.sources[i], ignored, readers[i])
 
 
 def check_merged(

@@ -20,6 +20,7 @@ from resmerge_jax.checkpoint.readers import reader_of
 from resmerge_jax.config import MergeConfig
 from resmerge_jax.errors import InputError
 from resmerge_jax.pipeline.array_sink import ArraySink, Leaf
+from resmerge_jax.pipeline.checks import check_heads
 from resmerge_jax.pipeline.merge import open_group, plan_for
 from resmerge_jax.pipeline.recipe import Recipe, open_recipe
 from resmerge_jax.pipeline.stream import stream
@@ -83,6 +84,8 @@ def load_merged(
       alone=True,
       recipe=opened,
     )
+    if config.extra == 'error':
+      check_heads(group, readers)
     records, _ = stream(work)
     check_unchanged(zip(group.sources, states, strict=True))
   if opened is not None:
@@ -185,5 +188,5 @@ def _not_needed(plan: MergePlan, leaves: Mapping[str, Leaf]) -> dict[int, None]:
   return {
     i: None
     for i, step in enumerate(plan.steps)
-    if not any(leaves[name].is_here for name in step.names)
+    if not any(leaves[plan.layout.place(n)[0].name].is_here for n in step.names)
   }

@@ -17,9 +17,9 @@ from resmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from resmerge_jax.checkpoint.group import ExpertGroup, check_group
 from resmerge_jax.checkpoint.readers import reader_of
 from resmerge_jax.checkpoint.remote import folder_name, scheme_of
-from resmerge_jax.checkpoint.tied_head import check_ignored_head
 from resmerge_jax.config import MergeConfig, choose, outside_of
 from resmerge_jax.errors import InputError
+from resmerge_jax.pipeline.checks import check_heads
 from resmerge_jax.pipeline.chips import device_facts
 from resmerge_jax.pipeline.manifest import identity_of, peak_memory, plan_facts
 from resmerge_jax.pipeline.progress import Progress
@@ -283,8 +283,7 @@ def _stream(
   work = dataclasses.replace(work, progress=progress)
   with watched(partial_path(writer.output), is_bad_input):
     if jax.process_index() == 0 and config.extra == 'error':
-      for i, ignored in group.ignored.items():
-        check_ignored_head(group.sources[i], ignored, readers[i])
+      check_heads(group, readers)
     records, seconds = stream(work)
     check_unchanged(zip(group.sources, prepared.states, strict=True))
     writer.close_journal()
