@@ -15,3 +15,9 @@ def to_float32(array: np.ndarray) -> np.ndarray:
     np.left_shift(wide, 16, out=wide)
     return wide.view(np.float32)
   return array.astype(np.float32)
+
+
+def contiguous(array: np.ndarray) -> np.ndarray:
+  """The same numbers one after the other. As integers, for numpy's sake."""
+  bits = np.ascontiguousarray(array.view(f'u{array.itemsize}'))
+  return bits.view(array.dtype)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from resmerge_jax.host_float import contiguous
 from resmerge_jax.models.axes import Path, name_of
 from resmerge_jax.trees.nnx import NNX
 from resmerge_jax.trees.tree import named
@@ -28,17 +29,11 @@ class Place(NamedTuple):
 
   def to_leaf(self, part: np.ndarray) -> np.ndarray:
     """A part of the split tensor as it lies in the parameter, contiguous."""
-    return _contiguous(part.transpose(np.argsort(self.axes)))
+    return contiguous(part.transpose(np.argsort(self.axes)))
 
   def from_leaf(self, leaf: np.ndarray) -> np.ndarray:
     """The stored tensor of a whole parameter, contiguous."""
-    return _contiguous(leaf.transpose(self.axes)).reshape(self.hf_shape)
-
-
-def _contiguous(array: np.ndarray) -> np.ndarray:
-  """As integers, because numpy copies ml_dtypes arrays element by element."""
-  bits = np.ascontiguousarray(array.view(f'u{array.itemsize}'))
-  return bits.view(array.dtype)
+    return contiguous(leaf.transpose(self.axes)).reshape(self.hf_shape)
 
 
 def places(shapes: Mapping[Path, tuple[int, ...]]) -> list[Place]:

@@ -7,16 +7,22 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from resmerge_jax.host_float import contiguous
 from resmerge_jax.plan.stacks import Step
+from resmerge_jax.trees.tree import Place
 from resmerge_jax.types import TensorRef
 
 
 class Leaf(NamedTuple):
-  """One array to make; `sharding` may lie on devices of other processes."""
+  """One array to make; `sharding` may lie on devices of other processes.
+
+  `place`: how the tensor lies in it, None: as it is.
+  """
 
   shape: tuple[int, ...]
   dtype: np.dtype
   sharding: Any
+  place: Place | None = None
 
   @property
   def is_here(self) -> bool:
@@ -37,7 +43,7 @@ class ArraySink:
     self._arrays: dict[str, jax.Array] = {}
     for name, leaf in leaves.items():
       if not leaf.is_here or not math.prod(leaf.shape):
-        self._put(name, np.empty(leaf.shape, leaf.dtype))
+        self._put(name, np.empty(where[name].shape, leaf.dtype))
 
   def write(self, name: str, offset_bytes: int, data: np.ndarray) -> None:
     if name in self._arrays:
@@ -49,8 +55,8 @@ class ArraySink:
     self._host[name][offset_bytes : offset_bytes + raw.size] = raw
     self._missing[name] -= raw.size
     if not self._missing[name]:
-      leaf, whole = self._leaves[name], self._host.pop(name)
-      self._put(name, whole.view(leaf.dtype).reshape(leaf.shape))
+      whole = self._host.pop(name).view(self._leaves[name].dtype)
+      self._put(name, whole.reshape(ref.shape))
 
   def finish(self, step: Step, numbers: Any) -> None:
     """Nothing to make durable."""
@@ -58,8 +64,12 @@ class ArraySink:
   def _put(self, name: str, whole: np.ndarray) -> None:
     """Every device takes its part. On CPU it may use this memory: it is not reused."""
     leaf = self._leaves[name]
+    part = whole.__getitem__
+    if leaf.place is not None:
+      turned = leaf.place.to_leaf(whole)
+      part = lambda index: contiguous(turned[index])  # noqa: E731
     array = jax.make_array_from_callback(
-      leaf.shape, leaf.sharding, whole.__getitem__, dtype=leaf.dtype
+      leaf.shape, leaf.sharding, part, dtype=leaf.dtype
     )
     self._arrays[name] = jax.block_until_ready(array)
 

@@ -24,9 +24,11 @@ from resmerge_jax.pipeline.checks import check_heads
 from resmerge_jax.pipeline.merge import open_group, plan_for
 from resmerge_jax.pipeline.recipe import Recipe, open_recipe
 from resmerge_jax.pipeline.stream import stream
+from resmerge_jax.pipeline.tree_target import Tree, as_state, flat, wanted_of
 from resmerge_jax.pipeline.work import Work
 from resmerge_jax.plan.plan import MergePlan
 from resmerge_jax.sharding import merge_devices
+from resmerge_jax.trees.tree import Place
 from resmerge_jax.types import DTYPES, TensorRef
 
 Target = Mapping[str, Any]  # name -> Sharding, PartitionSpec or jax.ShapeDtypeStruct
@@ -35,9 +37,10 @@ Target = Mapping[str, Any]  # name -> Sharding, PartitionSpec or jax.ShapeDtypeS
 def load_merged(
   source: MergeConfig | Recipe,
   mesh: jax.sharding.Mesh | None = None,
-  target: Target | None = None,
-) -> dict[str, jax.Array]:
-  """Merges and returns the parameters by their Hugging Face names.
+  target: Any = None,
+  layout: str | None = None,
+) -> Any:
+  """Merges and returns the parameters as arrays on devices.
 
   The host holds the tensors that are being merged, the devices their parts of the rest.
 
@@ -46,13 +49,23 @@ def load_merged(
       its files do not matter; `resume` and `save_recipe` are refused.
     mesh: the devices. Without a target, the first dimension that all of them divide is
       split over all; a tensor without one is replicated. None: all on one device.
-    target: for each name of the model a Sharding, a PartitionSpec on `mesh`, or a
+    target: for each array a Sharding, a PartitionSpec on `mesh`, or a
       jax.ShapeDtypeStruct that has a sharding, and whose shape and dtype must be those
-      of the merge.
+      of the merge; by name, or nested as the layout is. Or a Flax NNX module or state,
+      which may be of shapes alone: its metadata tell how its parameters lie on `mesh`;
+      without one they lie as its arrays do.
+    layout: the tree, a name of trees.table.LAYOUTS that stacks no layers: hf unless
+      given, nnx for a module or state.
+
+  Returns:
+    Arrays by Hugging Face name (hf), or a nested dictionary; for a module or state an
+    nnx.State like its own (`nnx.update(module, state)`).
 
   Raises:
     InputError: what `merge` finds wrong with its input; a target that does not fit.
   """
+  state = as_state(target)
+  layout = layout or ('hf' if state is None else 'nnx')
   opened = open_recipe(source) if isinstance(source, Recipe) else None
   config = opened.config if opened else source
   assert isinstance(config, MergeConfig)
@@ -64,7 +77,10 @@ def load_merged(
   group, states = open_group(config)
   devices = merge_devices(config.mesh, own=True, host=config.on_host)
   plan = plan_for(config, group, devices, opened)
-  leaves = _leaves(plan.layout.where, mesh, target)
+  tree = Tree(layout, plan.layout.where, group.base.config)
+  entries = flat(target) if state is None else wanted_of(state, mesh)
+  wanted = None if target is None else tree.by_name(entries)
+  leaves = _leaves(plan.layout.where, tree.places, mesh, wanted)
   with contextlib.ExitStack() as stack:
     readers = [
       stack.enter_context(reader_of(each, files))
@@ -93,7 +109,8 @@ def load_merged(
   twins = [] if work.finished else records.twins()
   for warning in (*plan.warnings, *twins):
     warnings.warn(warning, stacklevel=2)
-  return sink.arrays()
+  arrays = sink.arrays()
+  return tree.tree(arrays) if state is None else tree.filled(state, arrays)
 
 
 def _check_settings(config: MergeConfig) -> None:
@@ -107,15 +124,18 @@ def _check_settings(config: MergeConfig) -> None:
 
 
 def _leaves(
-  where: Mapping[str, TensorRef], mesh: jax.sharding.Mesh | None, target: Target | None
+  where: Mapping[str, TensorRef],
+  places: Mapping[str, Place],
+  mesh: jax.sharding.Mesh | None,
+  target: Target | None,
 ) -> dict[str, Leaf]:
   """What to make of each tensor; all that does not fit is named at once."""
   _check_dtypes(where)
   if target is None:
     sharding = functools.partial(_spread, mesh)
     return {
-      name: Leaf(ref.shape, DTYPES[ref.dtype], sharding(ref.shape))
-      for name, ref in where.items()
+      name: Leaf(at.leaf_shape, DTYPES[where[name].dtype], sharding(at.leaf_shape), at)
+      for name, at in places.items()
     }
   problems = [f'{name}: the model has no such tensor' for name in target.keys() - where]
   problems += [f'{name}: not in the target' for name in where.keys() - target]
@@ -123,7 +143,8 @@ def _leaves(
   for name, ref in where.items():
     if name not in target:
       continue
-    leaf = Leaf(ref.shape, DTYPES[ref.dtype], None)
+    at = places[name]
+    leaf = Leaf(at.leaf_shape, DTYPES[ref.dtype], None, at)
     try:
       leaves[name] = leaf._replace(sharding=_sharding_of(target[name], mesh, leaf))
     except ValueError as error:
