@@ -11,7 +11,7 @@ from resmerge_jax.checkpoint.folder import Checkpoint
 from resmerge_jax.checkpoint.orbax_tree import array_spec
 from resmerge_jax.checkpoint.reader import block_bytes
 from resmerge_jax.errors import StoppedError
-from resmerge_jax.types import TensorRef
+from resmerge_jax.types import TensorRef, find
 
 CACHE_BYTES = 64 * 2**20  # of decoded chunks, of which the next block needs the rest
 
@@ -53,11 +53,15 @@ class OrbaxReader:
     assert out.shape == (end - begin,), (out.shape, begin, end)
     if begin == end:
       return
+    whole, part = find(self._checkpoint.tensors, ref.name)
+    if part is not None:
+      first_row = whole.first_row(part)
+      self.read_into(whole, first_row + row_start, first_row + row_stop, out)
+      return
     place = self._tree.places[ref.name]
     try:
-      part = self._array(place.path)[place.part]
-      order = np.argsort(np.argsort(place.axes))
-      stored = part.transpose(order.tolist())
+      leaf = self._array(place.path)[place.part]
+      stored = leaf.transpose(np.argsort(np.argsort(place.axes)).tolist())
       first, rows = 0, ref.rows
       if len(ref.shape) > 1:  # its first dimension is rows, or groups of rows
         each = ref.rows // place.split[0]

@@ -1,5 +1,6 @@
 """Merges that write Orbax checkpoints, and merges of such: the bits of safetensors."""
 
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -10,9 +11,12 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as checkpoint
 
+import resmerge_jax
 from resmerge_jax.checkpoint.folder import open_checkpoint
 from resmerge_jax.cli import verify
 from resmerge_jax.errors import InputError
+from resmerge_jax.models.load import load_decoder
+from resmerge_jax.models.save import hf_tensors
 from resmerge_jax.pipeline.merge import prepare
 from resmerge_jax.writers.folder import FolderWriter
 from tests import commands, groups, orbax_folders, resumes
@@ -121,6 +125,54 @@ def test_orbax_checkpoints_are_merged(by_kind, plain, tmp_path, layout):
   out = groups.merge(of_orbax, tmp_path / 'single', method=MEAN).output
   assert [p.name for p in out.glob('*.safetensors')] == ['model.safetensors']
   groups.assert_same_bits(groups.load(out), want)
+
+
+def test_merged_into_arrays_and_loaded_as_a_decoder(by_kind, plain, tmp_path):
+  """What reads checkpoints reads those of Orbax, in any tree."""
+  group, out = by_kind['qwen2'], tmp_path / 'out'
+  settings = {'output_format': 'orbax', 'orbax_layout': 'maxtext_scanned'}
+  groups.merge(group, out, method=MEAN, **settings)
+  want = plain['qwen2', 'bfloat16']
+  config = groups.config_of(groups.Group(out, (out,)), tmp_path / 'no', method=MEAN)
+  with pytest.warns(UserWarning, match='identical to the base'):
+    arrays = resmerge_jax.load_merged(dataclasses.replace(config, **settings))
+  groups.assert_same_bits({n: np.asarray(a) for n, a in arrays.items()}, want)
+  groups.assert_same_bits(dict(hf_tensors(load_decoder(out))), want)
+
+
+def test_experts_fused_in_one_tensor(tmp_path):
+  """Merged expert by expert, in and out."""
+  base = {
+    'model.embed_tokens.weight': models.tensors('llama')['model.embed_tokens.weight'],
+    'model.layers.0.mlp.experts.down_proj': np.arange(3 * 10 * 12, dtype=np.float32)
+    .reshape(3, 10, 12)
+    .astype(ml_dtypes.bfloat16),
+  }
+  settings = {'config': models.config('qwen3_moe')}
+  group = groups.write(tmp_path / 'g', base, [near(base, 1), near(base, 2)], **settings)
+  want = groups.load(groups.merge(group, tmp_path / 'want', method=MEAN).output)
+  out = tmp_path / 'out'
+  groups.merge(group, out, method=MEAN, output_format='orbax')
+  groups.assert_same_bits(checkpoint.load(out), want)
+  saved = [
+    orbax_folders.save(
+      tmp_path / path.name, groups.load(path), models.config('qwen3_moe')
+    )
+    for path in (group.base, *group.experts)
+  ]
+  of_orbax = groups.Group(saved[0], tuple(saved[1:]))
+  got = groups.load(groups.merge(of_orbax, tmp_path / 'again', method=MEAN).output)
+  groups.assert_same_bits(got, want)
+
+
+@pytest.mark.parametrize('whole_files', [False, True])
+def test_a_recipe_beside_the_checkpoint(by_kind, plain, tmp_path, whole_files):
+  output = tmp_path / 'out'
+  settings = {'output_format': 'orbax', 'save_recipe': True, 'whole_files': whole_files}
+  groups.merge(by_kind['qwen2'], output, method=MEAN, **settings)
+  groups.assert_same_bits(checkpoint.load(output), plain['qwen2', 'bfloat16'])
+  assert (output / 'recipe' / 'recipe.json').exists()
+  assert commands.run(verify, output).status == 0
 
 
 def test_an_input_that_changes_meanwhile(by_kind, tmp_path, monkeypatch):

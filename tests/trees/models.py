@@ -15,6 +15,11 @@ CONFIG: dict[str, Any] = {
   'head_dim': H,
   'vocab_size': V,
   'tie_word_embeddings': False,
+  'intermediate_size': F,
+  'hidden_act': 'silu',
+  'max_position_embeddings': 64,
+  'rms_norm_eps': 1e-6,
+  'rope_theta': 10000.0,
 }
 KINDS = ('qwen2', 'qwen3', 'qwen3_moe', 'llama')
 
