@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+from jax.sharding import SingleDeviceSharding
 
 from resmerge_jax.errors import InputError
 from resmerge_jax.trees.table import LAYOUTS
@@ -82,17 +83,20 @@ def as_state(target: Any) -> Any:
 
 
 def wanted_of(state: Any, mesh: jax.sharding.Mesh | None) -> Iterator[tuple[Path, Any]]:
-  """(path, jax.ShapeDtypeStruct) of each parameter, as its metadata or its array lies."""
+  """(path, jax.ShapeDtypeStruct) of each parameter, as its metadata or its array lies.
+
+  One of a shape alone, without a mesh, goes to the default device.
+  """
   from flax import nnx
 
-  shardings = {}
+  shardings, first = {}, jax.local_devices()[0]
   if mesh is not None:
     shardings = dict(nnx.to_flat_state(nnx.get_named_sharding(state, mesh)))
   for path, variable in nnx.to_flat_state(state):
     value = variable.get_value()
-    lies = (
-      shardings[path].get_value() if shardings else getattr(value, 'sharding', None)
-    )
+    lies = getattr(value, 'sharding', None) or SingleDeviceSharding(first)
+    if shardings:
+      lies = shardings[path].get_value()
     yield path, jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=lies)
 
 
