@@ -63,7 +63,9 @@ def describe_plan(
         f'{len(s.names)} x [{s.n_rows}, {s.n_cols}]',
         s.action,
         s.family or '',
-        '/'.join(dict.fromkeys(s.dtypes)) + f' -> {s.out_dtype}',
+        '/'.join(dict.fromkeys(s.dtypes))
+        + (f' + factors of rank {s.rank}' if s.rank else '')
+        + f' -> {s.out_dtype}',
         f'step {s.layers} x {s.rows}',
         ', '.join(pattern for pattern, _ in fold_names(s.names)),
       )

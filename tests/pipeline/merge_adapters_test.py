@@ -12,6 +12,7 @@ import resmerge_jax
 from resmerge_jax.errors import InputError
 from resmerge_jax.parameters import make_method
 from resmerge_jax.pipeline.merge import prepare
+from resmerge_jax.plan.report import describe_plan
 from tests import adapters, folders, groups, resumes
 
 ROWS, COLS, LAYERS = 80, 64, 2  # short sides whose models solve fast
@@ -336,3 +337,10 @@ def test_recipes_and_loading_without_a_folder(adapter_group, tmp_path):
   groups.assert_same_bits(
     {name: np.asarray(value) for name, value in loaded.items()}, groups.load(saved)
   )
+
+
+def test_the_plan_as_text(adapter_group, tmp_path):
+  prepared = prepare(groups.config_of(adapter_group, tmp_path / 'x'))
+  lines = describe_plan(prepared.plan, prepared.group, 'bfloat16')
+  assert sum(', a LoRA adapter' in line for line in lines) == 3
+  assert sum('BF16 + factors of rank 9 -> BF16' in line for line in lines) == 2
