@@ -23,6 +23,8 @@ def place(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope='module')
 def expected(group, place):
   """What every resumed run must give: an uninterrupted one."""
+  for path in place.parent.iterdir():  # of another test, if one came first
+    shutil.rmtree(path)
   manifest = groups.merge(group, place, **resumes.SETTINGS)
   warnings = '\n'.join(manifest.warnings)
   assert "experts 'e0' and 'e2' are identical" in warnings

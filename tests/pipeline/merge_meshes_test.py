@@ -139,10 +139,10 @@ def late_programs(monkeypatch):
   def dispatched(work, kernel, *args):
     run = kernel.run
 
-    def run_late(base, experts, context, *rest):
+    def run_late(base, experts, factors, context, *rest):
       weights_LxN = jax.device_put(late(context.weights_N), kernel.layer)
       context = dataclasses.replace(context, weights_N=weights_LxN)
-      return run(base, experts, context, *rest)
+      return run(base, experts, factors, context, *rest)
 
     return dispatch(work, dataclasses.replace(kernel, run=run_late), *args)
 
