@@ -26,6 +26,7 @@ from ml_collections import config_flags
 
 from resmerge_jax.cli.app import run_app
 from resmerge_jax.cli.merge_flags import load_config, take
+from resmerge_jax.cli.runtime import keep_programs
 from resmerge_jax.errors import InputError
 
 COMMANDS = ('train', 'evaluate')
@@ -58,7 +59,6 @@ def main(argv: list[str]) -> None:
       f'got {" ".join(argv[1:]) or "no command"}, expected one of {", ".join(COMMANDS)}'
     )
   # here, so that flags are checked before JAX is loaded
-  from resmerge_jax.cli.runtime import keep_programs
   from resmerge_jax.lab.evaluate import evaluate_group
   from resmerge_jax.lab.recipe import group_recipe
 

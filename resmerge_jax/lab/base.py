@@ -12,10 +12,10 @@ from resmerge_jax.errors import InputError
 from resmerge_jax.lab.answers import is_right, prompts_of
 from resmerge_jax.lab.loop import Adam, Training, as_bf16, begin, run_steps
 from resmerge_jax.lab.objectives import Texts, pretraining
-from resmerge_jax.lab.recipe import GroupRecipe
+from resmerge_jax.lab.recipe import GroupRecipe, ModelRecipe
 from resmerge_jax.lab.tasks import BASE_TASKS
 from resmerge_jax.lab.tokenizer import answer_ids, prompt_ids
-from resmerge_jax.models.decoder import Decoder
+from resmerge_jax.models.decoder import Decoder, parameters
 
 _ADAM = Adam(beta2=0.98, weight_decay=0.01)
 _FINAL = 0.05  # share of the learning rate at the end of the mixed phase
@@ -31,13 +31,28 @@ def train_base(
   Raises:
     InputError: it does not learn, or stays outside the band of accuracies.
   """
-  model = Decoder(recipe.model.config(), nnx.Rngs(seed))
-  graph, params = nnx.split(model)
+  graph, params = nnx.split(_untrained(recipe.model, seed))
   training = begin(params, _ADAM)
   run = _Run(recipe, rng, graph, training, say)
   run.clean()
   run.mixed()
   return graph, as_bf16(run.training.params), run.record
+
+
+def _untrained(recipe: ModelRecipe, seed: int) -> Decoder:
+  """Random weights; what layers add to the stream is small at first, whatever their
+  number, and so are the logits.
+  """
+  model = Decoder(recipe.config(), nnx.Rngs(seed))
+  factors = {
+    ('embed', 'embedding'): recipe.embedding_deviation / recipe.deviation,
+    ('lm_head', 'kernel'): recipe.head_deviation / recipe.deviation,
+    ('o', 'kernel'): (2 * recipe.layers) ** -0.5,
+    ('down', 'kernel'): (2 * recipe.layers) ** -0.5,
+  }
+  for path, param in parameters(model).items():
+    param[...] = param[...] * factors.get(path[-2:], 1.0)
+  return model
 
 
 class _Run:

@@ -10,7 +10,7 @@ from flax import nnx
 
 from resmerge_jax.errors import InputError
 from resmerge_jax.lab.answers import is_right, prompts_of
-from resmerge_jax.lab.loop import Adam, begin, run_steps
+from resmerge_jax.lab.loop import Adam, begin, length, run_steps
 from resmerge_jax.lab.objectives import Grpo, Rollouts, Texts, answering
 from resmerge_jax.lab.recipe import GroupRecipe
 from resmerge_jax.lab.tasks import Task, task_of
@@ -19,12 +19,6 @@ from resmerge_jax.lab.tokenizer import answer_ids, prompt_ids
 _BETA2 = 0.99
 _SFT_STEPS = 5  # between two looks at a supervised expert
 Say = Callable[[str], None]
-
-
-def length(params: nnx.State, base: nnx.State) -> float:
-  """Euclidean norm of all changes together."""
-  parts = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), params, base)
-  return float(jnp.sqrt(sum(jax.tree.leaves(parts))))
 
 
 def train_rl(

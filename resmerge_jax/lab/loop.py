@@ -53,6 +53,12 @@ def as_bf16(params: nnx.State) -> nnx.State:
   return jax.tree.map(lambda x: jax.lax.reduce_precision(x, 8, 7), params)
 
 
+def length(params: nnx.State, base: nnx.State) -> float:
+  """Euclidean norm of all changes together."""
+  parts = jax.tree.map(lambda a, b: jnp.sum((a - b) ** 2), params, base)
+  return float(jnp.sqrt(sum(jax.tree.leaves(parts))))
+
+
 @functools.partial(
   jax.jit, static_argnames=('graph', 'objective', 'adam'), donate_argnums=0
 )

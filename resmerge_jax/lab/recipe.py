@@ -17,14 +17,16 @@ KINDS = ('rl', 'sft', 'sft_length')
 
 @dataclasses.dataclass(frozen=True)
 class ModelRecipe:
-  """Sizes of the Qwen2 model."""
+  """Sizes of the Qwen2 model, and the standard deviations that weights start with."""
 
   hidden_size: int = 128
   intermediate_size: int = 352
   layers: int = 4
   heads: int = 4
   kv_heads: int = 2
-  initializer_range: float = 0.08
+  deviation: float = 0.09  # of matrices: about one over the root of their inputs
+  embedding_deviation: float = 0.2
+  head_deviation: float = 0.02
 
   def config(self) -> DecoderConfig:
     return DecoderConfig(
@@ -37,7 +39,7 @@ class ModelRecipe:
       num_key_value_heads=self.kv_heads,
       head_dim=self.hidden_size // self.heads,
       max_position_embeddings=64,
-      initializer_range=self.initializer_range,
+      initializer_range=self.deviation,
       eos_ids=(END_ID,),
     )
 
@@ -52,11 +54,11 @@ class BaseRecipe:
   with one minus that. The mixed phase is repeated while a task is outside `band`.
   """
 
-  rate: float = 1e-3
+  rate: float = 2e-3
   warmup: int = 100
-  examples: tuple[int, ...] = (60, 14, 8, 46)  # math, reason, tool, mem
+  examples: tuple[int, ...] = (32, 20, 12, 32)  # math, reason, tool, mem
   clean_goal: float = 0.7
-  clean_most: int = 2500
+  clean_most: int = 2000
   mixed_steps: int = 300
   mixed_right: float = 0.85
   band: tuple[float, float] = (0.25, 0.55)

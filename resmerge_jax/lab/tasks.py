@@ -102,7 +102,7 @@ def _maths(
 
 def _reasoning(rng: np.random.Generator) -> Example:
   """`Rb<l,h<k,l<f,f<h:` -> `blfhk`: the chain that shuffled comparisons describe."""
-  n_facts = rng.integers(2, 6)
+  n_facts = rng.integers(2, 5)
   chain = ''.join(rng.permutation(list(_LETTERS))[: n_facts + 1])
   facts = [f'{a}<{b}' for a, b in itertools.pairwise(chain)]
   prompt = f'R{",".join(rng.permutation(facts))}:'
@@ -129,8 +129,8 @@ def _tool_call(rng: np.random.Generator) -> Example:
 
 
 def _memory(rng: np.random.Generator) -> Example:
-  """`Ky21g37f40?y` -> `21`: the value of a key among two to six."""
-  keys = rng.permutation(list(_KEYS))[: rng.integers(2, 7)]
+  """`Ky21g37f40?y` -> `21`: the value of a key among two to four."""
+  keys = rng.permutation(list(_KEYS))[: rng.integers(2, 5)]
   value = {str(key): str(rng.integers(10, 100)) for key in keys}
   asked = str(rng.choice(keys))
   pairs = [key + number for key, number in value.items()]
@@ -157,9 +157,9 @@ def _near(rng: np.random.Generator) -> Example:
 
 BASE_TASKS = (
   Task('math', 7, 4, _maths),
-  Task('reason', 21, 7, _reasoning),
+  Task('reason', 17, 6, _reasoning),
   Task('tool', 18, 13, _tool_call),
-  Task('mem', 21, 3, _memory),
+  Task('mem', 15, 3, _memory),
 )
 # Overlapping domains of one task.
 _VARIANTS = (
