@@ -26,7 +26,7 @@ from ml_collections import config_flags
 
 from resmerge_jax.cli.app import run_app
 from resmerge_jax.cli.merge_flags import load_config, take
-from resmerge_jax.cli.runtime import keep_programs
+from resmerge_jax.cli.runtime import keep_jit_programs
 from resmerge_jax.errors import InputError
 
 COMMANDS = ('train', 'evaluate')
@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
   flag = flags.FLAGS
   recipe = group_recipe(flag.config.to_dict())
   folder = pathlib.Path(flag.output or f'out/lab/seed_{flag.seed}')
-  keep_programs()
+  keep_jit_programs()
   begun_s = time.perf_counter()
 
   def say(text: str) -> None:
