@@ -33,7 +33,7 @@ ALLOWED = {
   'synthetic': GROUND | {'checkpoint'},
   'bench': {'checkpoint', 'synthetic', 'sizes', 'errors', 'types', 'version', '__init__'},
   'models': FILES | {'writers'},
-  'lab': GROUND | {'checkpoint', 'models'},
+  'lab': GROUND | {'checkpoint', 'models', 'pipeline'},
   'pipeline': NUMERIC | FILES | {'config', 'parameters', 'writers'},
   'cli': NUMERIC | FILES
   | {'config', 'parameters', 'writers', 'pipeline', 'synthetic', 'bench', 'lab', 'mergekit_yaml', '__init__'},

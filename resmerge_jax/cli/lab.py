@@ -1,12 +1,15 @@
-"""Trains small real experts and measures what they can do: train or evaluate.
+"""Trains small real experts and measures what merges keep: train, evaluate or compare.
 
   train     makes the base and the experts of a config that --output does not have yet,
             draws their curves (curves.png) and evaluates them
   evaluate  greedy answers of all of them, and of --models, to test prompts: tables on
             stdout, in evaluation.md and evaluation.csv
+  compare   merges the groups of --seeds by every bundled config and the project's own
+            variants, each as it is and with its length tuned on training prompts: one
+            table with paired standard errors, and compare_GROUP.md, .csv, .json, .png
 
-Needs the extra `lab`. Every model lies in OUTPUT/NAME/bf16 and OUTPUT/NAME/fp32 as
-transformers loads it; OUTPUT/NAME/record.json says how it was trained.
+Needs the extra `lab`. Every model lies in OUTPUT/seed_SEED/NAME/bf16 and .../fp32
+as transformers loads it; OUTPUT/seed_SEED/NAME/record.json says how it was trained.
 
 Examples:
   Four experts of different tasks:
@@ -15,27 +18,36 @@ Examples:
     python -m tools.merge --base=out/lab/seed_0/base/bf16 --output=out/lab_merged
       --experts=out/lab/seed_0/rl_math/bf16,out/lab/seed_0/rl_mem/bf16
     python -m tools.lab evaluate --models=out/lab_merged
+  All methods on three groups that are trained:
+    python -m tools.lab compare --config=lab_disjoint --seeds=0,1,2
 """
 
 import pathlib
 import sys
 import time
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
 from resmerge_jax.cli.app import run_app
-from resmerge_jax.cli.merge_flags import load_config, take
+from resmerge_jax.cli.merge_flags import bundled_configs, load_config, take
 from resmerge_jax.cli.runtime import keep_jit_programs
 from resmerge_jax.errors import InputError
 
-COMMANDS = ('train', 'evaluate')
+COMMANDS = ('train', 'evaluate', 'compare')
 DEFAULT_CONFIG = 'lab_disjoint'
 
 
 def _define_flags(argv: list[str]) -> list[str]:
   chosen, rest = take(argv, 'config')
-  config = load_config(chosen or DEFAULT_CONFIG, lab=True)
+  chosen = chosen or DEFAULT_CONFIG
+  config = load_config(chosen, lab=True)
+  flags.DEFINE_string(
+    'group',
+    pathlib.Path(chosen).stem,
+    "name of compare's files (default: the config's)",
+  )
   config_flags.DEFINE_config_dict(
     'config',
     config,
@@ -64,7 +76,8 @@ def main(argv: list[str]) -> None:
 
   flag = flags.FLAGS
   recipe = group_recipe(flag.config.to_dict())
-  folder = pathlib.Path(flag.output or f'out/lab/seed_{flag.seed}')
+  output = pathlib.Path(flag.output)
+  folder = output / f'seed_{flag.seed}'
   keep_jit_programs()
   begun_s = time.perf_counter()
 
@@ -78,8 +91,23 @@ def main(argv: list[str]) -> None:
 
     records = train_group(recipe, flag.seed, folder, say)
     plot_training(records, folder / 'curves.png')
+  if argv[1] == 'compare':
+    from resmerge_jax.lab.compare import compare_groups
+
+    folders = [output / f'seed_{seed}' for seed in flag.seeds or [flag.seed]]
+    to = output / f'compare_{flag.group}'
+    print(compare_groups(recipe, folders, _methods(), flag.precision, to, say), end='')
+    return
   models = [pathlib.Path(model) for model in flag.models]
   print(evaluate_group(recipe, folder, flag.precision, models, say), end='')
+
+
+def _methods() -> dict[str, Any]:
+  """Name -> method: all bundled configs of merges, then the variants."""
+  from resmerge_jax.lab.variants import VARIANTS
+
+  bundled = {name: load_config(name).method.to_dict() for name in bundled_configs()}
+  return bundled | VARIANTS
 
 
 def run() -> None:

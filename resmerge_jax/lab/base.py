@@ -15,6 +15,7 @@ from resmerge_jax.lab.objectives import Texts, pretraining
 from resmerge_jax.lab.recipe import GroupRecipe, ModelRecipe
 from resmerge_jax.lab.tasks import BASE_TASKS
 from resmerge_jax.lab.tokenizer import answer_ids, prompt_ids
+from resmerge_jax.models.axes import Path
 from resmerge_jax.models.decoder import Decoder, parameters
 
 _ADAM = Adam(beta2=0.98, weight_decay=0.01)
@@ -44,7 +45,7 @@ def _untrained(recipe: ModelRecipe, seed: int) -> Decoder:
   number, and so are the logits.
   """
   model = Decoder(recipe.config(), nnx.Rngs(seed))
-  factors = {
+  factors: dict[Path, float] = {
     ('embed', 'embedding'): recipe.embedding_deviation / recipe.deviation,
     ('lm_head', 'kernel'): recipe.head_deviation / recipe.deviation,
     ('o', 'kernel'): (2 * recipe.layers) ** -0.5,

@@ -36,14 +36,8 @@ def evaluate_group(
   Raises:
     InputError: a model of the group is missing.
   """
-  names = model_names(recipe)
-  if missing := [name for name in names if not (folder / name / RECORD).is_file()]:
-    raise InputError(
-      f'{folder} lacks models of the group',
-      missing,
-      fix='python -m tools.lab train, with the same --config and --output',
-    )
-  paths = {name: folder / name / precision for name in names}
+  check_complete(recipe, folder)
+  paths = {name: folder / name / precision for name in model_names(recipe)}
   paths |= {str(path): path for path in models}
   scores: dict[str, dict[str, np.ndarray]] = {}
   for name, path in paths.items():
@@ -71,3 +65,16 @@ def evaluate_group(
   (folder / 'evaluation.csv').write_text(as_csv(rows))
   (folder / 'evaluation.json').write_text(json.dumps(right) + '\n')
   return text
+
+
+def check_complete(recipe: GroupRecipe, folder: pathlib.Path) -> None:
+  """Raises unless all models of the group are in `folder`."""
+  missing = [
+    name for name in model_names(recipe) if not (folder / name / RECORD).is_file()
+  ]
+  if missing:
+    raise InputError(
+      f'{folder} lacks models of the group',
+      missing,
+      fix='python -m tools.lab train, with the same --config and --output',
+    )

@@ -1,7 +1,7 @@
-"""The curves of a group's training, as a picture; matplotlib is loaded when needed."""
+"""Pictures of training and of methods; matplotlib is loaded when needed."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -34,6 +34,25 @@ def plot_training(records: Mapping[str, Mapping[str, Any]], path: pathlib.Path) 
         curve = record['curve']
         panel.plot([p['step'] for p in curve], [p[field] for p in curve], label=name)
     _dress(panel, {'rl': 'experts by GRPO', 'sft': 'supervised experts'}[kind], label)
+  figure.savefig(path, dpi=120)
+
+
+def plot_methods(rows: Sequence[tuple[str, ...]], path: pathlib.Path) -> None:
+  """Writes a PNG: the mean accuracy of every model of the methods table, as bars."""
+  import matplotlib.figure
+
+  names = [row[0] for row in rows[1:]]
+  means = [float(row[rows[0].index('mean')]) for row in rows[1:]]
+  figure = matplotlib.figure.Figure(
+    figsize=(7, 1 + 0.25 * len(names)), layout='constrained'
+  )
+  axes = figure.subplots()
+  tuned = [',' in name for name in names]
+  axes.barh(names, means, color=['#D55E00' if t else '#0072B2' for t in tuned])
+  axes.invert_yaxis()
+  axes.set_xlim(0, 100)
+  axes.set_xlabel('mean accuracy on test prompts (%); orange: length tuned')
+  axes.grid(axis='x', alpha=0.3)
   figure.savefig(path, dpi=120)
 
 

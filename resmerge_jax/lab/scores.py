@@ -1,7 +1,7 @@
 """How often models are right on test prompts, and how far they are from their base."""
 
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,3 +50,29 @@ def standard_error(is_right_Q: np.ndarray) -> float:
   """Of a share, over prompts."""
   share = is_right_Q.mean()
   return float((share * (1 - share) / len(is_right_Q)) ** 0.5)
+
+
+def paired_difference(
+  seeds: Sequence[Scores], name: str, reference: str
+) -> tuple[float, float, float | None]:
+  """Mean over seeds, tasks and prompts of how much more often `name` is right.
+
+  Returns:
+    The difference; its standard error over prompts, which are the same for all seeds
+    and so averaged over them first; that over seeds (None with a single one).
+  """
+  tasks = list(seeds[0][name])
+  difference_SxTxQ = np.array(
+    [
+      [found[name][t].astype(float) - found[reference][t] for t in tasks]
+      for found in seeds
+    ]
+  )
+  n_seeds, n_tasks, n_prompts = difference_SxTxQ.shape
+  variances_T = difference_SxTxQ.mean(axis=0).var(axis=1, ddof=1)
+  of_prompts = (variances_T.sum() / n_prompts) ** 0.5 / n_tasks
+  of_seeds = None
+  if n_seeds > 1:
+    means_S = difference_SxTxQ.mean(axis=(1, 2))
+    of_seeds = float(means_S.std(ddof=1) / n_seeds**0.5)
+  return float(difference_SxTxQ.mean()), float(of_prompts), of_seeds

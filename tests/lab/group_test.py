@@ -45,10 +45,10 @@ def run(command, config, folder, *flags):
 
 @pytest.fixture(scope='module')
 def group(config, tmp_path_factory):
-  folder = tmp_path_factory.mktemp('lab') / 'group'
+  folder = tmp_path_factory.mktemp('lab')
   done = run('train', config, folder)
   assert done.status == 0, done.err
-  return folder, done
+  return folder / 'seed_0', done
 
 
 def test_models_and_tables(group):
@@ -93,23 +93,27 @@ def test_a_second_run_makes_nothing_and_the_same_seed_the_same(group, config, tm
   folder, done = group
   weights = folder / 'rl_math/fp32/model.safetensors'
   before = weights.stat().st_mtime_ns
-  assert run('train', config, folder).out == done.out
+  assert run('train', config, folder.parent).out == done.out
   assert weights.stat().st_mtime_ns == before
   other = tmp_path / 'other'
   assert run('train', config, other).status == 0
   for name in MODELS:
-    same = (path / name / 'fp32/model.safetensors' for path in (folder, other))
+    same = (
+      path / name / 'fp32/model.safetensors' for path in (folder, other / 'seed_0')
+    )
     assert next(same).read_bytes() == next(same).read_bytes()
 
 
 def test_what_is_refused(group, config, tmp_path):
   folder = group[0]
-  done = run('train', config, folder, '--seed=1')
+  done = run('train', config, folder.parent, '--config.rl.steps=3')
   assert done.status == 1
-  assert f'{folder}/base: made by another recipe or seed' in done.err
+  assert f'{folder}/rl_math: made by another recipe or seed' in done.err
   done = run('evaluate', config, tmp_path)
-  assert f'{tmp_path} lacks models of the group\n  - base\n  - rl_math' in done.err
-  assert 'got sing, expected one of train, evaluate' in run('sing', config, folder).err
+  assert (
+    f'{tmp_path}/seed_0 lacks models of the group\n  - base\n  - rl_math' in done.err
+  )
+  assert 'got sing, expected one of train, evaluate, ' in run('sing', config, '.').err
   values = {'kinds': ('sft', 'dpo')}
   with pytest.raises(InputError, match=r"'dpo': not one of .*\n  - no 'rl'"):
     group_recipe(values)
@@ -119,7 +123,7 @@ def test_what_is_refused(group, config, tmp_path):
 
 def test_evaluation_of_another_model_stands_beside_the_group(group, config):
   folder = group[0]
-  done = run('evaluate', config, folder, f'--models={folder}/base/bf16')
+  done = run('evaluate', config, folder.parent, f'--models={folder}/base/bf16')
   rows = {
     line.split(' | ')[0][2:]: line for line in done.out.splitlines() if ' | ' in line
   }
