@@ -34,8 +34,9 @@ def run(command: ModuleType, *args: object) -> Done:
     stack.enter_context(mock.patch.object(sys, 'argv', words))
     stack.enter_context(mock.patch.object(app.app, 'run', _run))
     stack.enter_context(mock.patch.object(sys.modules['__main__'], '__doc__', None))
-    if hasattr(command, 'keep_programs'):
-      stack.enter_context(mock.patch.object(command, 'keep_programs'))
+    for name in ('keep_programs', 'keep_jit_programs'):
+      if hasattr(command, name):
+        stack.enter_context(mock.patch.object(command, name))
     stack.enter_context(contextlib.redirect_stdout(out))
     stack.enter_context(contextlib.redirect_stderr(err))
     try:

@@ -10,11 +10,13 @@ from resmerge_jax.parameters import make_method
 from tests import commands, folders, groups
 from tests.cli.merge_test import flags_of
 
-CONFIGS = sorted(path.stem for path in config_folder().glob('*.py'))
+STEMS = sorted(path.stem for path in config_folder().glob('*.py'))
+CONFIGS = [stem for stem in STEMS if not stem.startswith('lab_')]
 
 
 def test_all_files_are_bundled():
   assert bundled_configs() == CONFIGS
+  assert sorted(CONFIGS + bundled_configs(lab=True)) == STEMS
   assert 'resmerge' in CONFIGS
 
 

@@ -47,8 +47,8 @@ def define_flags(argv: list[str]) -> list[str]:
   Raises:
     InputError: no such config or method, or an override of a field there is not.
   """
-  chosen, rest = _take(argv, 'config')
-  method, _ = _take(argv, 'method')
+  chosen, rest = take(argv, 'config')
+  method, _ = take(argv, 'method')
   config = load_config(chosen or DEFAULT_CONFIG)
   config.method = _complete_method(config.get('method', {}), method)
   config.outside = _settable(TaskArithmetic, config.get('outside', {}))
@@ -228,7 +228,7 @@ def _post(text: str) -> tuple[str, dict[str, Any]]:
     ) from None
 
 
-def _take(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
+def take(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
   """The last value given to --flag, and `argv` without it."""
   value, rest, words = None, argv[:1], iter(argv[1:])
   for word in words:
@@ -251,28 +251,29 @@ def config_folder() -> pathlib.Path:
   return package / 'configs'
 
 
-def bundled_configs() -> list[str]:
-  """Names that --config takes beside paths."""
-  return sorted(path.stem for path in config_folder().glob('*.py'))
+def bundled_configs(lab: bool = False) -> list[str]:
+  """Names that --config takes beside paths: of merges, or of the lab's groups."""
+  names = sorted(path.stem for path in config_folder().glob('*.py'))
+  return [name for name in names if name.startswith('lab_') == lab]
 
 
-def load_config(spec: str) -> ml_collections.ConfigDict:
+def load_config(spec: str, lab: bool = False) -> ml_collections.ConfigDict:
   """What `get_config()` of a file returns. `spec` is a path or a bundled name.
 
   Text after a colon is passed on: 'sweep.py:rank=2' calls get_config('rank=2'). The
   manifest.json of a merge stands for its configuration.
   """
   name, _, argument = spec.partition(':')
-  path = pathlib.Path(name)
-  if name in bundled_configs():
+  path, bundled = pathlib.Path(name), bundled_configs(lab)
+  if name in bundled:
     path = config_folder() / f'{name}.py'
   elif path.suffix == '.json' and path.is_file():
     return _load_json(path)
   elif not path.is_file():
     raise InputError(
       f'--config={spec}: no such file, and no bundled config of that name'
-      + did_you_mean(name, bundled_configs()),
-      fix=f'give a path, or one of {", ".join(bundled_configs())}',
+      + did_you_mean(name, bundled),
+      fix=f'give a path, or one of {", ".join(bundled)}',
     )
   module_spec = importlib.util.spec_from_file_location('merge_config', path)
   assert module_spec is not None

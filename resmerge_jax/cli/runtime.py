@@ -38,12 +38,23 @@ def tune_allocation() -> None:
 
 
 def keep_programs() -> None:
-  """Keeps compiled programs in the user's cache folder for the next run."""
+  """Keeps compiled merge programs in the user's cache folder for the next run."""
   # here, so that flags are checked before JAX is loaded
   from resmerge_jax.pipeline.program_cache import keep_programs_in
 
+  keep_programs_in(_cache_folder() / 'programs')
+
+
+def keep_jit_programs() -> None:
+  """Keeps what `jax.jit` compiles likewise, in JAX's own cache."""
+  import jax
+
+  jax.config.update('jax_compilation_cache_dir', str(_cache_folder() / 'jit'))
+
+
+def _cache_folder() -> pathlib.Path:
   root = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  keep_programs_in(pathlib.Path(root) / 'resmerge_jax' / 'programs')
+  return pathlib.Path(root) / 'resmerge_jax'
 
 
 def define_process_flags() -> None:

@@ -140,8 +140,23 @@ def _generate(
   graph: nnx.GraphDef,
   max_new: int,
 ) -> Generated:
-  """The prompts in one pass, then a token a step until all texts have ended."""
   model: Decoder = nnx.merge(graph, state)
+  return continued(model, tokens_BxT, mask_BxT, key, temperature, eos_ids, max_new)
+
+
+def continued(
+  model: Decoder,
+  tokens_BxT: jax.Array,
+  mask_BxT: jax.Array,
+  key: jax.Array | None,
+  temperature: jax.Array | float,
+  eos_ids: Any,
+  max_new: int,
+) -> Generated:
+  """`generate` for use inside a program: nothing is checked. No key: greedy.
+
+  The prompts go in one pass, then a token a step until all texts have ended.
+  """
   n_texts, width = tokens_BxT.shape
 
   def choose(x_BxTxD: jax.Array, step: jax.Array) -> jax.Array:

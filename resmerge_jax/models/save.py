@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -32,12 +32,15 @@ def hf_tensors(model: Decoder) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def save_decoder(
-  model: Decoder, folder: str | os.PathLike, overwrite: bool = False
+  model: Decoder,
+  folder: str | os.PathLike,
+  overwrite: bool = False,
+  files: Mapping[str, bytes] | None = None,
 ) -> None:
   """Writes config.json and model.safetensors, in the dtypes of the parameters.
 
-  A tokenizer is not part of a decoder: copy its files into the folder. The folder has
-  its name only when it is complete.
+  A tokenizer is not part of a decoder: give its `files` by name, or copy them into the
+  folder. The folder has its name only when it is complete.
 
   Raises:
     InputError: something is in the way, or the disk refuses.
@@ -52,4 +55,5 @@ def save_decoder(
   with FolderWriter(folder, lay_out(refs), overwrite) as writer:
     for name, value in hf_tensors(model):
       writer.write(name, 0, value)
-    writer.commit({'config.json': (json.dumps(config, indent=2) + '\n').encode()})
+    text = json.dumps(config, indent=2) + '\n'
+    writer.commit({**(files or {}), 'config.json': text.encode()})

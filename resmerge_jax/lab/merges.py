@@ -1,0 +1,83 @@
+"""Merges of a group in memory, and their accuracy."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from resmerge_jax.checkpoint.folder import open_checkpoint
+from resmerge_jax.checkpoint.memory import MemoryReader, memory_checkpoint
+from resmerge_jax.lab.answers import is_right, prompts_of
+from resmerge_jax.lab.recipe import GroupRecipe
+from resmerge_jax.lab.variants import LENGTHS, Method
+from resmerge_jax.models.decoder import Decoder
+from resmerge_jax.models.load import load_decoder, read_decoder
+from resmerge_jax.models.save import hf_tensors
+from resmerge_jax.pipeline.state_dicts import merge_state_dicts
+
+Tensors = Mapping[str, np.ndarray]
+_STORED = {'bf16': np.dtype(ml_dtypes.bfloat16), 'fp32': np.dtype(np.float32)}
+
+
+class Loaded(NamedTuple):
+  """A group's weights in float32, as one precision stores them."""
+
+  recipe: GroupRecipe
+  precision: str
+  config: Mapping[str, Any]
+  base: Tensors
+  experts: Mapping[str, Tensors]
+
+
+def load_group(recipe: GroupRecipe, folder: pathlib.Path, precision: str) -> Loaded:
+  paths = {name: folder / name / precision for name in ('base', *recipe.experts)}
+  tensors = {
+    name: dict(hf_tensors(load_decoder(path, param_dtype='float32')))
+    for name, path in paths.items()
+  }
+  config = open_checkpoint(paths['base'], role='base').config
+  return Loaded(recipe, precision, config, tensors.pop('base'), tensors)
+
+
+def merged(group: Loaded, method: Method) -> dict[str, np.ndarray]:
+  """The merge in float32."""
+  params = {key: value for key, value in method.items() if key != 'name'}
+  result = merge_state_dicts(group.base, group.experts, method['name'], params)
+  return result.tensors
+
+
+def lengthened(group: Loaded, tensors: Tensors, factor: float) -> dict[str, np.ndarray]:
+  """The update times `factor`, on every tensor."""
+  base = group.base
+  return {name: base[name] + factor * (x - base[name]) for name, x in tensors.items()}
+
+
+def score_merge(
+  group: Loaded, tensors: Tensors, *, test: bool
+) -> dict[str, np.ndarray]:
+  """bool [Q] per task: right answers to test prompts, or to the checks' prompts."""
+  model = _decoder(group, tensors)
+  recipe = group.recipe
+  count = recipe.test_prompts if test else recipe.check_prompts
+  return {
+    task: is_right(model, prompts_of(task, count, test=test)) for task in recipe.tasks
+  }
+
+
+def best_length(group: Loaded, tensors: Tensors) -> float:
+  """The factor with the best mean accuracy on training prompts; the smallest of ties."""
+
+  def accuracy(factor: float) -> float:
+    found = score_merge(group, lengthened(group, tensors, factor), test=False)
+    return float(np.mean([right.mean() for right in found.values()]))
+
+  return max(LENGTHS, key=accuracy)
+
+
+def _decoder(group: Loaded, tensors: Tensors) -> Decoder:
+  """As the group's precision would store it, computed in float32."""
+  stored = {name: x.astype(_STORED[group.precision]) for name, x in tensors.items()}
+  checkpoint = memory_checkpoint(stored, 'merged', group.config)
+  return read_decoder(checkpoint, MemoryReader(stored, 'merged'), param_dtype='float32')

@@ -1,0 +1,78 @@
+"""How often models are right on test prompts, and how far they are from their base."""
+
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from resmerge_jax.checkpoint.difference import BlockDifference, compare_checkpoints
+from resmerge_jax.checkpoint.folder import open_checkpoint
+from resmerge_jax.checkpoint.reader import CheckpointReader
+from resmerge_jax.lab.answers import is_right, prompts_of
+from resmerge_jax.models.load import load_decoder
+
+Scores = Mapping[str, Mapping[str, np.ndarray]]  # of a model and a task: bool [Q]
+
+
+class Update(NamedTuple):
+  """An expert's change of the base's weights, from two folders of one precision."""
+
+  length: float  # Euclidean norm of all of it
+  relative: float  # the same, over the norm of the base
+  zeros: float  # share of the weights that are exactly the base's
+
+
+def score(
+  folder: pathlib.Path, tasks: Iterable[str], test_prompts: int
+) -> dict[str, np.ndarray]:
+  """bool [test_prompts] per task: whether the greedy answer is the right one.
+
+  Computed in float32 from the weights as they are stored. Every model gets the same
+  prompts in the same order.
+  """
+  model = load_decoder(folder, param_dtype='float32')
+  return {
+    task: is_right(model, prompts_of(task, test_prompts, test=True)) for task in tasks
+  }
+
+
+def update_of(expert: pathlib.Path, base: pathlib.Path) -> Update:
+  a, b = (open_checkpoint(path, role='model') for path in (base, expert))
+  with CheckpointReader(a) as reader_a, CheckpointReader(b) as reader_b:
+    found = [d.values for d in compare_checkpoints(a, b, reader_a, reader_b)]
+  total = sum((values for values in found if values), start=BlockDifference())
+  length = total.sum_squares_difference**0.5
+  return Update(length, length / total.sum_squares_a**0.5, 1 - total.share_differ)
+
+
+def standard_error(is_right_Q: np.ndarray) -> float:
+  """Of a share, over prompts."""
+  share = is_right_Q.mean()
+  return float((share * (1 - share) / len(is_right_Q)) ** 0.5)
+
+
+def paired_difference(
+  seeds: Sequence[Scores], name: str, reference: str
+) -> tuple[float, float, float | None]:
+  """Mean over seeds, tasks and prompts of how much more often `name` is right.
+
+  Returns:
+    The difference; its standard error over prompts, which are the same for all seeds
+    and so averaged over them first; that over seeds (None with a single one).
+  """
+  tasks = list(seeds[0][name])
+  difference_SxTxQ = np.array(
+    [
+      [found[name][t].astype(float) - found[reference][t] for t in tasks]
+      for found in seeds
+    ]
+  )
+  n_seeds, n_tasks, n_prompts = difference_SxTxQ.shape
+  variances_T = difference_SxTxQ.mean(axis=0).var(axis=1, ddof=1)
+  of_prompts = (variances_T.sum() / n_prompts) ** 0.5 / n_tasks
+  of_seeds = None
+  if n_seeds > 1:
+    means_S = difference_SxTxQ.mean(axis=(1, 2))
+    of_seeds = float(means_S.std(ddof=1) / n_seeds**0.5)
+  return float(difference_SxTxQ.mean()), float(of_prompts), of_seeds

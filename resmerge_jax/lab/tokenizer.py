@@ -1,0 +1,73 @@
+"""One character, one token; in Hugging Face's files."""
+
+import functools
+import json
+from typing import Any
+
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+
+from resmerge_jax.lab.tasks import Example, Task
+
+PAD, END = '<pad>', '<eos>'
+PAD_ID, END_ID = 0, 1
+_CHARACTERS = 'abcdefghijklmnopqrstuvwxyz0123456789MRTK+-=%?:(), .<>'
+VOCAB_SIZE = 2 + len(_CHARACTERS)
+
+
+@functools.cache
+def tokenizer() -> tokenizers.Tokenizer:
+  """Refuses characters that it does not know."""
+  ids = {token: i for i, token in enumerate((PAD, END, *_CHARACTERS))}
+  made = tokenizers.Tokenizer(models.WordLevel(ids, unk_token=''))
+  made.add_special_tokens([PAD, END])
+  made.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex('.'), 'isolated')
+  made.decoder = decoders.Fuse()
+  return made
+
+
+def tokenizer_files(max_length: int) -> dict[str, bytes]:
+  """The files that AutoTokenizer reads, and the generation settings."""
+  config: dict[str, Any] = {
+    'tokenizer_class': 'PreTrainedTokenizerFast',
+    'model_max_length': max_length,
+    'pad_token': PAD,
+    'eos_token': END,
+    'padding_side': 'left',
+    'clean_up_tokenization_spaces': False,
+  }
+  generation = {'do_sample': False, 'eos_token_id': END_ID, 'pad_token_id': PAD_ID}
+  return {
+    'tokenizer.json': tokenizer().to_str(pretty=True).encode(),
+    'tokenizer_config.json': _json(config),
+    'special_tokens_map.json': _json({'pad_token': PAD, 'eos_token': END}),
+    'generation_config.json': _json(generation),
+  }
+
+
+def prompt_ids(task: Task, examples: list[Example]) -> np.ndarray:
+  """int32 [B, prompt_width], padded on the left."""
+  rows = tokenizer().encode_batch([example.prompt for example in examples])
+  out = np.full((len(rows), task.prompt_width), PAD_ID, np.int32)
+  for row, found in zip(out, rows, strict=True):
+    row[len(row) - len(found.ids) :] = found.ids
+  return out
+
+
+def answer_ids(task: Task, answers: list[str]) -> np.ndarray:
+  """int32 [B, answer_width], each with its end, padded on the right."""
+  rows = tokenizer().encode_batch(answers)
+  out = np.full((len(rows), task.answer_width), PAD_ID, np.int32)
+  for row, found in zip(out, rows, strict=True):
+    row[: len(found.ids) + 1] = [*found.ids, END_ID]
+  return out
+
+
+def text_of(ids: np.ndarray) -> str:
+  """An answer as text, without its end and padding."""
+  return tokenizer().decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+def _json(value: dict[str, Any]) -> bytes:
+  return (json.dumps(value, indent=2) + '\n').encode()
