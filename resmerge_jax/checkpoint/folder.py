@@ -59,6 +59,7 @@ class Checkpoint:
 
   `side_files` are the top-level files a merged folder copies byte for byte. `adapter`:
   the folder is a LoRA adapter; `config` is empty then and `tensors` are its factors.
+  `tree`: it is an Orbax checkpoint, and this says where in it the tensors lie.
   """
 
   id: str
