@@ -125,13 +125,13 @@ def score_of(command: Sequence[str], folder: pathlib.Path) -> float:
 
 
 def _config(
-  experts: Sequence[str], output: str | pathlib.Path, overwrite: bool = False
+  experts: Sequence[str], output: str | pathlib.Path | None, overwrite: bool = False
 ) -> MergeConfig:
   return config_from(
     {
       'base': flags.FLAGS.base,
       'experts': list(experts),
-      'output': str(output),
+      'output': str(output) if output else None,
       'method': {'name': 'linear'},
       'output_dtype': flags.FLAGS.output_dtype,
       'overwrite': overwrite,
