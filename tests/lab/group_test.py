@@ -77,13 +77,18 @@ def test_transformers_gives_the_same_logits_and_answers(group, precision):
   theirs = theirs.to(torch.float32)
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
   ours = load_decoder(folder, param_dtype='float32')
-  prompts = prompts_of('math', 20, test=True)
-  batch = tokenizer([e.prompt for e in prompts.examples], return_tensors='pt')
+  prompts = prompts_of('tool', 20, test=True)  # spaces, and prompts of many widths
+  texts = [example.prompt for example in prompts.examples]
+  batch = tokenizer(texts, padding='max_length', max_length=18, return_tensors='pt')
+  np.testing.assert_array_equal(batch['input_ids'], prompts.prompts_QxP)
   with torch.no_grad():
     logits = theirs(**batch).logits.numpy()
   # Two float32 programs of one layer; logits are of order 0.1.
-  np.testing.assert_allclose(ours(batch['input_ids'].numpy()), logits, atol=1e-5)
-  new = theirs.generate(**batch, max_new_tokens=4)[:, batch['input_ids'].shape[1] :]
+  tokens, mask = batch['input_ids'].numpy(), batch['attention_mask'].numpy() == 1
+  np.testing.assert_allclose(
+    np.asarray(ours(tokens, mask))[mask], logits[mask], atol=1e-5
+  )
+  new = theirs.generate(**batch, max_new_tokens=4)[:, 18:]
   answers = greedy(ours, prompts.prompts_QxP, 4)
   texts = tokenizer.batch_decode(new, skip_special_tokens=True)
   assert texts == [text_of(row) for row in answers]
