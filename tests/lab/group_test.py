@@ -14,6 +14,7 @@ from resmerge_jax.lab.answers import greedy, prompts_of
 from resmerge_jax.lab.recipe import group_recipe
 from resmerge_jax.lab.tokenizer import text_of
 from resmerge_jax.models.load import load_decoder
+from resmerge_jax.parameters import make_method
 from tests import commands
 
 # Nothing is learned in so few steps, and every goal is met at once.
@@ -133,3 +134,26 @@ def test_evaluation_of_another_model_stands_beside_the_group(group, config):
     line.split(' | ')[0][2:]: line for line in done.out.splitlines() if ' | ' in line
   }
   assert rows[f'{folder}/base/bf16'].endswith('| 0 | 0 | 100 |')
+
+
+def test_comparison_of_groups(group, config, monkeypatch):
+  mean = {'task_arithmetic': {'name': 'task_arithmetic'}}
+  monkeypatch.setattr(lab, '_methods', lambda: mean)
+  done = run('compare', config, group[0].parent, '--seeds=0', '--group=tiny')
+  assert done.out == (group[0].parent / 'compare_tiny.md').read_text()
+  names = [line.split(' | ')[0][2:] for line in done.out.splitlines()[2:]]
+  assert names == [*MODELS, 'task_arithmetic', 'task_arithmetic, length tuned']
+
+
+def test_methods_that_are_compared():
+  methods = lab._methods()
+  assert {
+    'resmerge',
+    'tsv',
+    'ties',
+    'retention',
+    'task_arithmetic_sum',
+  } <= methods.keys()
+  for method in methods.values():
+    params = {key: value for key, value in method.items() if key != 'name'}
+    make_method(method['name'], params)
