@@ -56,9 +56,8 @@ def _define_flags(argv: list[str]) -> list[str]:
     f'{DEFAULT_CONFIG}. --config.rl.steps=10 overrides one field',
   )
   flags.DEFINE_integer('seed', 0, 'of everything that is drawn while training')
-  flags.DEFINE_string(
-    'output', None, 'folder of the group (default: out/lab/seed_SEED)'
-  )
+  flags.DEFINE_list('seeds', None, 'of the groups that compare takes (default: --seed)')
+  flags.DEFINE_string('output', 'out/lab', 'folder of the groups')
   flags.DEFINE_enum('precision', 'bf16', ['bf16', 'fp32'], 'weights that are evaluated')
   flags.DEFINE_list('models', [], 'more model folders to evaluate')
   return rest

@@ -1,4 +1,8 @@
-"""One character, one token; in Hugging Face's files."""
+"""One character, one token, in Hugging Face's files.
+
+It is a byte-level BPE without merges, as Qwen2's is one with many: transformers makes
+a Qwen2 model's tokenizer from vocabulary and merges alone, whatever else the file says.
+"""
 
 import functools
 import json
@@ -18,22 +22,25 @@ VOCAB_SIZE = 2 + len(_CHARACTERS)
 
 @functools.cache
 def tokenizer() -> tokenizers.Tokenizer:
-  """Refuses characters that it does not know."""
-  ids = {token: i for i, token in enumerate((PAD, END, *_CHARACTERS))}
-  made = tokenizers.Tokenizer(models.WordLevel(ids, unk_token=''))
+  """Leaves out characters that it does not know; no task has any."""
+  # Byte-level BPE writes the space as this letter.
+  characters = _CHARACTERS.replace(' ', '\u0120')
+  ids = {token: i for i, token in enumerate((PAD, END, *characters))}
+  made = tokenizers.Tokenizer(models.BPE(ids, []))
   made.add_special_tokens([PAD, END])
-  made.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex('.'), 'isolated')
-  made.decoder = decoders.Fuse()
+  made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  made.decoder = decoders.ByteLevel()
   return made
 
 
 def tokenizer_files(max_length: int) -> dict[str, bytes]:
   """The files that AutoTokenizer reads, and the generation settings."""
   config: dict[str, Any] = {
-    'tokenizer_class': 'PreTrainedTokenizerFast',
+    'tokenizer_class': 'Qwen2Tokenizer',
     'model_max_length': max_length,
     'pad_token': PAD,
     'eos_token': END,
+    'unk_token': None,
     'padding_side': 'left',
     'clean_up_tokenization_spaces': False,
   }

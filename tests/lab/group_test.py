@@ -14,6 +14,7 @@ from resmerge_jax.lab.answers import greedy, prompts_of
 from resmerge_jax.lab.recipe import group_recipe
 from resmerge_jax.lab.tokenizer import text_of
 from resmerge_jax.models.load import load_decoder
+from resmerge_jax.parameters import make_method
 from tests import commands
 
 # Nothing is learned in so few steps, and every goal is met at once.
@@ -77,13 +78,18 @@ def test_transformers_gives_the_same_logits_and_answers(group, precision):
   theirs = theirs.to(torch.float32)
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
   ours = load_decoder(folder, param_dtype='float32')
-  prompts = prompts_of('math', 20, test=True)
-  batch = tokenizer([e.prompt for e in prompts.examples], return_tensors='pt')
+  prompts = prompts_of('tool', 20, test=True)  # spaces, and prompts of many widths
+  texts = [example.prompt for example in prompts.examples]
+  batch = tokenizer(texts, padding='max_length', max_length=18, return_tensors='pt')
+  np.testing.assert_array_equal(batch['input_ids'], prompts.prompts_QxP)
   with torch.no_grad():
     logits = theirs(**batch).logits.numpy()
   # Two float32 programs of one layer; logits are of order 0.1.
-  np.testing.assert_allclose(ours(batch['input_ids'].numpy()), logits, atol=1e-5)
-  new = theirs.generate(**batch, max_new_tokens=4)[:, batch['input_ids'].shape[1] :]
+  tokens, mask = batch['input_ids'].numpy(), batch['attention_mask'].numpy() == 1
+  np.testing.assert_allclose(
+    np.asarray(ours(tokens, mask))[mask], logits[mask], atol=1e-5
+  )
+  new = theirs.generate(**batch, max_new_tokens=4)[:, 18:]
   answers = greedy(ours, prompts.prompts_QxP, 4)
   texts = tokenizer.batch_decode(new, skip_special_tokens=True)
   assert texts == [text_of(row) for row in answers]
@@ -128,3 +134,26 @@ def test_evaluation_of_another_model_stands_beside_the_group(group, config):
     line.split(' | ')[0][2:]: line for line in done.out.splitlines() if ' | ' in line
   }
   assert rows[f'{folder}/base/bf16'].endswith('| 0 | 0 | 100 |')
+
+
+def test_comparison_of_groups(group, config, monkeypatch):
+  mean = {'task_arithmetic': {'name': 'task_arithmetic'}}
+  monkeypatch.setattr(lab, '_methods', lambda: mean)
+  done = run('compare', config, group[0].parent, '--seeds=0', '--group=tiny')
+  assert done.out == (group[0].parent / 'compare_tiny.md').read_text()
+  names = [line.split(' | ')[0][2:] for line in done.out.splitlines()[2:]]
+  assert names == [*MODELS, 'task_arithmetic', 'task_arithmetic, length tuned']
+
+
+def test_methods_that_are_compared():
+  methods = lab._methods()
+  assert {
+    'resmerge',
+    'tsv',
+    'ties',
+    'retention',
+    'task_arithmetic_sum',
+  } <= methods.keys()
+  for method in methods.values():
+    params = {key: value for key, value in method.items() if key != 'name'}
+    make_method(method['name'], params)

@@ -13,6 +13,8 @@ def theirs(tmp_path_factory):
   folder = tmp_path_factory.mktemp('tokenizer')
   for name, text in tokenizer.tokenizer_files(64).items():
     (folder / name).write_bytes(text)
+  # The class of the tokenizer depends on it.
+  (folder / 'config.json').write_text('{"model_type": "qwen2"}')
   return transformers.AutoTokenizer.from_pretrained(folder)
 
 
@@ -35,10 +37,9 @@ def test_transformers_encodes_the_same_ids(task, theirs):
     assert tokenizer.text_of(row) == example.answer
 
 
-def test_every_character_is_a_token_and_no_other(theirs):
+def test_every_character_is_a_token(theirs):
   assert len(theirs) == tokenizer.VOCAB_SIZE == 55
   text = 'Mz9+-=%?:(), .<>'
   assert len(theirs(text)['input_ids']) == len(text)
   assert theirs.decode(theirs(text)['input_ids']) == text
-  with pytest.raises(Exception, match='Missing'):
-    tokenizer.tokenizer().encode('Z')
+  assert tokenizer.tokenizer().encode(text).ids == theirs(text)['input_ids']
