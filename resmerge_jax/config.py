@@ -58,7 +58,7 @@ class MergeConfig:
 
   base: str | Path
   experts: tuple[str | Path, ...]
-  output: str | Path = ''
+  output: str | Path = dataclasses.field(default_factory=str)  # text or path
   expert_ids: tuple[str, ...] | None = None
   method: Any = dataclasses.field(default_factory=ResMerge)
   outside: TaskArithmetic | None = None

@@ -197,3 +197,8 @@ def test_a_method_from_a_mapping_or_itself():
   assert make_method('resmerge', {'variant': 'release', 'head_rank': 2}) == params
   assert make_method('resmerge', params) is params
   assert make_method('task_arithmetic') == TaskArithmetic()
+
+
+def test_an_output_may_be_a_path(tmp_path):
+  values = {**PLACES, 'output': tmp_path}
+  assert config_from(values).output == tmp_path

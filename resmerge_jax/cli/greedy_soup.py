@@ -131,7 +131,7 @@ def _config(
     {
       'base': flags.FLAGS.base,
       'experts': list(experts),
-      'output': str(output) if output else None,
+      'output': output,
       'method': {'name': 'linear'},
       'output_dtype': flags.FLAGS.output_dtype,
       'overwrite': overwrite,
