@@ -14,11 +14,11 @@ Examples:
 
 from absl import flags
 
-from resmerge_jax.cli.app import no_arguments, run_app
+from resmerge_jax.cli.app import no_arguments
 from resmerge_jax.cli.runtime import (
   define_process_flags,
   keep_programs,
-  tune_allocation,
+  run_merging,
 )
 from resmerge_jax.errors import InputError
 from resmerge_jax.sizes import format_size
@@ -70,14 +70,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
   """Entry point of `resmerge-apply-recipe` and `python -m tools.apply_recipe`."""
-  tune_allocation()
-  try:
-    run_app(main, __doc__, define=_define_flags)
-  except BaseException as end:
-    from resmerge_jax import processes  # not before the command has started again
-
-    processes.leave_at_once(end)
-    raise
+  run_merging(main, __doc__, _define_flags)
 
 
 def _define_flags(argv: list[str]) -> list[str]:

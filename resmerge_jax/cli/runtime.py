@@ -4,8 +4,12 @@ import os
 import pathlib
 import platform
 import sys
+from collections.abc import Callable
+from typing import Any
 
 from absl import flags
+
+from resmerge_jax.cli.app import run_app
 
 MALLOC = 'GLIBC_TUNABLES'
 # One heap, which keeps what is freed of it; large blocks go back to the system.
@@ -35,6 +39,20 @@ def tune_allocation() -> None:
   if platform.libc_ver()[0] == 'glibc' and MALLOC not in os.environ:
     os.environ[MALLOC] = ALLOCATION
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def run_merging(
+  main: Callable[[list[str]], None], doc: str | None, define: Callable[[list[str]], Any]
+) -> None:
+  """`run_app` for a command that merges: allocation tuned, other processes not awaited."""
+  tune_allocation()
+  try:
+    run_app(main, doc, define=define)
+  except BaseException as end:
+    from resmerge_jax import processes  # not before the command has started again
+
+    processes.leave_at_once(end)
+    raise
 
 
 def keep_programs() -> None:
