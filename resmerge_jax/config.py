@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from resmerge_jax.checkpoint.remote import check_local
 from resmerge_jax.errors import InputError
+from resmerge_jax.linalg.short_side import block_size
 from resmerge_jax.methods.resmerge import ResMerge
 from resmerge_jax.methods.table import (
   POSTS,
@@ -14,6 +15,7 @@ from resmerge_jax.methods.table import (
   n_scans,
   needs_float64,
   needs_whole_matrix,
+  post_of,
 )
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.parameters import from_mapping, make_method, make_post, named
@@ -140,9 +142,10 @@ def choose(
   config_method: Any,
   outside: Any,
   posts: Sequence[tuple[str, Any]],
+  n_experts: int,
   scanned: bool = True,
 ) -> Choose:
-  """How a tensor is merged, by its rule.
+  """How a tensor of `n_experts` experts is merged, by its rule.
 
   A post-processor of whole matrices is for hidden matrices alone. `scanned`: scans are
   made, their results are not known from a recipe.
@@ -158,12 +161,16 @@ def choose(
       p for name, p in posts if not POSTS[name].whole_matrix or is_hidden(tensor)
     )
     method = method_of(params)
+    blocks = sum(
+      part.block_scratch(n_experts) for part in (method, *map(post_of, post))
+    )
     return Chosen(
       params,
       post,
       needs_whole_matrix(params, post),
       scans=n_scans(params, post) if scanned else 0,
       scratch=method.scratch,
+      matrix_scratch=blocks * block_size(tensor.rows, tensor.cols),
       redone=method.head_rank(params) > 0 and len(tensor.shape) > 1,
       on_factors=method.on_factors and not post,
       loses_rank=method.loses_rank(params),

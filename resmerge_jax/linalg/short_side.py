@@ -22,7 +22,14 @@ PANELS, PANELLED = 4, 256  # of a Gram matrix; columns from which it has panels
 
 MAX_GROWTH = 64  # 2^-24 times it is 4e-6, a tenth of the golden data's tolerance
 
+
 LongRows = Callable[[jax.Array], jax.Array]  # NxBxS -> BxM, row by row
+
+
+def block_size(n_rows: int, n_cols: int) -> int:
+  """Entries of a block of long rows of a matrix."""
+  short, long = sorted((n_rows, n_cols))
+  return min(long, max(short, BLOCK)) * short
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +97,22 @@ class Blocks:
       growth < MAX_GROWTH, lambda: in_type(jnp.float32), lambda: in_type(jnp.float64)
     )
 
+  def grams(self, x_NxBxS: jax.Array) -> jax.Array:
+    """`gram` of each X_i, NxSxS."""
+    return jnp.stack([self.gram(x_BxS) for x_BxS in x_NxBxS])
+
+  def gram(self, x_BxS: jax.Array) -> jax.Array:
+    """`gram` of a sum of the X_i, which are at hand as columns where `wide`."""
+    return gram(x_BxS, by_columns=self.wide)
+
+  def times(self, x_BxS: jax.Array, k_SxM: jax.Array) -> jax.Array:
+    """A sum of the X_i times K, so that no block is turned."""
+    k_SxM = k_SxM.astype(x_BxS.dtype)
+    return (k_SxM.T @ x_BxS.T).T if self.wide else x_BxS @ k_SxM
+
   @property
   def _rows(self) -> int:
-    return min(self.long, max(self.short, BLOCK))
+    return block_size(*self.delta_NxRxC.shape) // self.short
 
   @property
   def _count(self) -> int:
@@ -124,27 +144,24 @@ class Blocks:
     return x_NxRxC.swapaxes(1, 2) if self.wide else x_NxRxC
 
 
-def gram(x_BxM: jax.Array) -> jax.Array:
+def gram(x_BxM: jax.Array, by_columns: bool = False) -> jax.Array:
   """X^T X of a block, MxM. Only the lower triangle counts (see `mirrored`).
 
-  Panel by panel of its rows: five eighths of the whole product.
+  Panel by panel of its rows: five eighths of the whole product. `by_columns`: X^T is
+  the array at hand.
   """
   m = x_BxM.shape[1]
   if m < PANELLED:
     return x_BxM.T @ x_BxM
-  # Hidden from XLA, which would make the block again for every product.
-  x_BxM, xt_MxB = another_pass(x_BxM, x_BxM.T)
   edges = [m * p // PANELS for p in range(PANELS + 1)]
-  panels = [
-    jnp.pad(xt_MxB[a:b] @ x_BxM[:, :b], ((0, 0), (0, m - b)))
-    for a, b in itertools.pairwise(edges)
-  ]
-  return jnp.vstack(panels)
-
-
-def grams(x_NxBxS: jax.Array) -> jax.Array:
-  """`gram` of each X_i, NxSxS."""
-  return jnp.stack([gram(x_BxS) for x_BxS in x_NxBxS])
+  # Hidden from XLA, which would make the block again for every product.
+  if by_columns:
+    (xt_MxB,) = another_pass(x_BxM.T)
+    products = [xt_MxB[a:b] @ xt_MxB[:b].T for a, b in itertools.pairwise(edges)]
+  else:
+    x_BxM, xt_MxB = another_pass(x_BxM, x_BxM.T)
+    products = [xt_MxB[a:b] @ x_BxM[:, :b] for a, b in itertools.pairwise(edges)]
+  return jnp.vstack([jnp.pad(p, ((0, 0), (0, m - p.shape[1]))) for p in products])
 
 
 def mirrored(lower_xMxM: jax.Array) -> jax.Array:

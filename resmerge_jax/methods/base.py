@@ -176,7 +176,8 @@ class Method:
   `outside(params, N)`: parameters for the others (None: the mean of the updates).
   `expects(params, N)`: what it wants instead of N experts, None if N suits it.
   `scratch`: bytes that its program keeps per entry of a matrix (measured), beside the
-  stored weights and the output. `terms(params, N, K)`: T of the LowRank that `merge`
+  stored weights and the output; `block_scratch(N)`: the same per entry of a block of
+  rows (`linalg.short_side`). `terms(params, N, K)`: T of the LowRank that `merge`
   returns, None if it is Dense. `refit`: how other parameters need no other head.
   `on_factors`: `merge` takes the task vectors through `linalg.gram` and as a combination
   alone, so that products of factors (LoRA adapters) need not be formed. `loses_rank`:
@@ -197,6 +198,7 @@ class Method:
   outside: Callable[[Any, int], Any] = lambda params, n: None  # noqa: ARG005
   expects: Callable[[Any, int], str | None] = lambda params, n: None  # noqa: ARG005
   scratch: int = 4  # an update, or one task vector, in float32
+  block_scratch: Callable[[int], int] = lambda n: 0  # noqa: ARG005
   terms: Callable[[Any, int, int], int | None] = lambda params, n, k: None  # noqa: ARG005
   refit: Refit | None = None
   on_factors: bool = False
@@ -224,6 +226,7 @@ class Post:
   apply: PostFn
   whole_matrix: bool = False
   float64: bool = False
+  block_scratch: Callable[[int], int] = lambda n: 0  # noqa: ARG005
   scans: Callable[[Any], tuple[Scan, ...]] = lambda params: ()  # noqa: ARG005
   keeps_form: bool = False
 

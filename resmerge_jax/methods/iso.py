@@ -9,7 +9,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from resmerge_jax.linalg.krylov import Head
-from resmerge_jax.linalg.short_side import Blocks, gram, summed
+from resmerge_jax.linalg.short_side import Blocks, summed
 from resmerge_jax.linalg.spectrum import spectrum
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods import spectral
@@ -39,12 +39,12 @@ def merge(
   """s polar(W), s the mean of the r singular values of W, missing ones included."""
   blocks = Blocks(delta_NxRxC)
 
-  gram_SxS = blocks.sum(lambda x_NxBxS: gram(summed(x_NxBxS)))
+  gram_SxS = blocks.sum(lambda x_NxBxS: blocks.gram(summed(x_NxBxS)))
   whole = spectrum(gram_SxS, lambda: blocks.triangle(summed), blocks.short)
   level = whole.sigma_M.mean()
   k_SxS = params.scale * level * whole.inverse_root
   update_RxC = blocks.map(
-    lambda x_NxBxS: summed(x_NxBxS) @ k_SxS.astype(x_NxBxS.dtype), whole.growth
+    lambda x_NxBxS: blocks.times(summed(x_NxBxS), k_SxS), whole.growth
   )
   stats = spectral.outcome(level, whole.complete, whole.error)
   return Dense(update_RxC), stats | {'level': jnp.float32(level)}
@@ -57,5 +57,6 @@ METHOD = Method(
   merge=merge,
   branches=spectral.BRANCHES,
   float64=True,
+  block_scratch=lambda n: 40,  # noqa: ARG005
   gets=lambda params: params.scope,
 )

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from resmerge_jax.errors import InputError
 from resmerge_jax.linalg.krylov import Head
-from resmerge_jax.linalg.short_side import Blocks, gram, grams, mirrored, summed
+from resmerge_jax.linalg.short_side import Blocks, mirrored, summed
 from resmerge_jax.linalg.spectrum import Spectrum, between_polars, spectrum
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods import spectral
@@ -136,8 +136,8 @@ def _products(blocks: Blocks) -> tuple[jax.Array, jax.Array, jax.Array]:
   def terms(x_NxBxS: jax.Array) -> tuple[jax.Array, jax.Array]:
     w_BxS = summed(x_NxBxS)
     if blocks.wide:
-      return grams(x_NxBxS), gram(w_BxS)[None]
-    return grams(x_NxBxS), jnp.stack([w_BxS.T @ x_BxS for x_BxS in x_NxBxS])
+      return blocks.grams(x_NxBxS), blocks.gram(w_BxS)[None]
+    return blocks.grams(x_NxBxS), jnp.stack([w_BxS.T @ x_BxS for x_BxS in x_NxBxS])
 
   gram_NxSxS, cross_NxSxS = blocks.sum(terms)
   return cross_NxSxS.sum(0), mirrored(gram_NxSxS), cross_NxSxS
@@ -176,5 +176,6 @@ METHOD = Method(
   merge=merge,
   branches=spectral.BRANCHES,
   float64=True,
+  block_scratch=lambda n: 60 * n + 40,
   gets=lambda params: params.scope,
 )

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from resmerge_jax.linalg.krylov import Head
-from resmerge_jax.linalg.short_side import Blocks, grams
+from resmerge_jax.linalg.short_side import Blocks
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import Context, Dense, Method, Stats, check_params
 from resmerge_jax.types import Family
@@ -54,7 +54,7 @@ def merge(
     share = energy_S[blocks.short - kept :].sum() / energy
     return params.scale * v_SxK @ v_SxK.T, share
 
-  k_NxSxS, share_N = jax.lax.map(one, blocks.sum(grams))
+  k_NxSxS, share_N = jax.lax.map(one, blocks.sum(blocks.grams))
   update_RxC = blocks.map(
     lambda x_NxBxS: sum(
       x_NxBxS[i] @ k_NxSxS[i].astype(x_NxBxS.dtype) for i in range(n)
@@ -73,5 +73,6 @@ METHOD = Method(
   params=RankMask,
   merge=merge,
   float64=True,
+  block_scratch=lambda n: 60 * n,
   gets=lambda params: 'hidden',  # noqa: ARG005
 )

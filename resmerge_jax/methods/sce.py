@@ -108,4 +108,5 @@ METHOD = Method(
   source='Wan et al. 2024, arXiv 2408.07990',
   params=Sce,
   merge=merge,
+  scratch=16,
 )

@@ -11,7 +11,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from resmerge_jax.linalg.short_side import Blocks, grams, mirrored
+from resmerge_jax.linalg.short_side import Blocks, mirrored
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import (
   Context,
@@ -58,7 +58,7 @@ def apply(
   def terms(x_MxBxS: jax.Array) -> tuple[jax.Array, jax.Array]:
     cross = [x_MxBxS[n].T @ x_MxBxS[i] for i in range(n)]
     squared = x_MxBxS if blocks.wide else x_MxBxS[n:]
-    return jnp.stack(cross), grams(squared)
+    return jnp.stack(cross), blocks.grams(squared)
 
   cross_NxSxS, gram_MxSxS = blocks.sum(terms)
   lambda_S, v_SxS = jnp.linalg.eigh(gram_MxSxS[-1], symmetrize_input=False)
@@ -97,4 +97,5 @@ POST = Post(
   apply=apply,
   whole_matrix=True,
   float64=True,
+  block_scratch=lambda n: 60 * n + 40,
 )

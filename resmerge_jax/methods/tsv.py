@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from resmerge_jax.linalg.krylov import Head
-from resmerge_jax.linalg.short_side import Blocks, grams
+from resmerge_jax.linalg.short_side import Blocks
 from resmerge_jax.linalg.spectrum import between_polars, spectrum
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods import spectral
@@ -54,7 +54,7 @@ def merge(
     zero_RxC = jnp.zeros(delta_NxRxC.shape, jnp.float32)
     return Dense(zero_RxC), {'branch': jnp.int32(NO_RANK)}
 
-  gram_NxSxS = blocks.sum(grams)
+  gram_NxSxS = blocks.sum(blocks.grams)
   tasks = jax.lax.map(
     lambda i: spectrum(
       gram_NxSxS[i], lambda: blocks.triangle(lambda x_NxBxS: x_NxBxS[i]), kept
@@ -87,5 +87,6 @@ METHOD = Method(
   merge=merge,
   branches=BRANCHES,
   float64=True,
+  block_scratch=lambda n: 60 * n,
   gets=lambda params: params.scope,
 )

@@ -104,7 +104,9 @@ def plan_for(
   plan = make_plan(
     group,
     config.rules,
-    choose=choose(config.method, outside, config.post, scanned=recipe is None),
+    choose=choose(
+      config.method, outside, config.post, len(group.experts), scanned=recipe is None
+    ),
     output_dtype=config.output_dtype,
     max_shard_size=config.max_shard_size,
     output_format=config.output_format,

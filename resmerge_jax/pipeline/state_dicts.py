@@ -101,7 +101,7 @@ def merge_state_dicts(
   plan = make_plan(
     group,
     table,
-    choose=choose(method_params, rest, posts),
+    choose=choose(method_params, rest, posts, len(named)),
     output_dtype=output_dtype,
     devices=device_facts(devices),
   )

@@ -32,6 +32,7 @@ class Chosen(NamedTuple):
 
   `whole`: all rows of a matrix must be together. `scans`: how often it is read before.
   `scratch`: bytes that its program needs per entry of a matrix beside what is stored.
+  `matrix_scratch`: bytes that it needs for one matrix of this tensor besides.
   `redone`: whether a matrix may be merged once more, on the host. `on_factors`: whether
   products of factors are merged without forming them. `loses_rank`: updates up to this
   rank come out as nothing.
@@ -42,6 +43,7 @@ class Chosen(NamedTuple):
   whole: bool = False
   scans: int = 0
   scratch: int = 0
+  matrix_scratch: int = 0
   redone: bool = False
   on_factors: bool = False
   loses_rank: int = 0
@@ -244,7 +246,8 @@ def _parts(
     n = devices.n_processes
     return math.ceil(staged / n), 0, math.ceil(out / n)
   at_once = min(layers, devices.count)
-  return staged, at_once * elements * _scratch(stack), out
+  scratch = elements * _scratch(stack) + stack.chosen.matrix_scratch
+  return staged, at_once * scratch, out
 
 
 def _scratch(stack: Stack) -> int:

@@ -11,7 +11,6 @@ from resmerge_jax.linalg.short_side import (
   PANELLED,
   Blocks,
   gram,
-  grams,
   mirrored,
   summed,
 )
@@ -43,7 +42,7 @@ def test_sums_maps_and_triangles_see_each_row_once(shape: tuple[int, int]):
   def everything(base: jax.Array, experts: jax.Array, more: jax.Array) -> tuple:
     blocks = Blocks(TaskVectors(base, experts), (more,))
     return (
-      blocks.sum(grams),
+      blocks.sum(blocks.grams),
       blocks.triangle(summed),
       blocks.map(lambda x_MxBxS: summed(x_MxBxS) @ k_SxS, jnp.inf),
     )
@@ -72,7 +71,7 @@ def test_differences_are_exact():
   expert = np.float32([[[2.0**-40]]])  # float32 would round the difference to -1
   with jax.enable_x64(True):
     blocks = Blocks(TaskVectors(jnp.asarray(base), jnp.asarray(expert)))
-    assert float(blocks.sum(grams)[0, 0, 0]) == (1 - 2.0**-40) ** 2
+    assert float(blocks.sum(blocks.grams)[0, 0, 0]) == (1 - 2.0**-40) ** 2
 
 
 def test_panels_give_the_lower_triangle():
@@ -88,7 +87,7 @@ def test_no_float64_copy_of_the_matrix_exists():
 
   def update(base: jax.Array, experts: jax.Array) -> jax.Array:
     blocks = Blocks(TaskVectors(base, experts))
-    k_SxS = blocks.sum(lambda x_NxBxS: grams(x_NxBxS).sum(0))
+    k_SxS = blocks.sum(lambda x_NxBxS: blocks.grams(x_NxBxS).sum(0))
     return blocks.map(lambda x_NxBxS: summed(x_NxBxS) @ k_SxS, jnp.inf)
 
   with jax.enable_x64(True):

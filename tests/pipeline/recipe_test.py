@@ -246,7 +246,7 @@ def test_size_of_three_experts(model, megabytes):
   plan = make_plan(
     group,
     SCOPES['hidden'],
-    choose=choose(method, resmerge_jax.TaskArithmetic(), ()),
+    choose=choose(method, resmerge_jax.TaskArithmetic(), (), 2),
     output_dtype='bfloat16',
   )
   layout = with_recipe(plan.layout, recipe_parts(plan), apart=False)
