@@ -6,7 +6,7 @@ import io
 
 from resmerge_jax.errors import InputError
 from resmerge_jax.scores.categories import OVERALL, Categories
-from resmerge_jax.scores.table import DECIMALS, Printed, Row
+from resmerge_jax.scores.table import DECIMALS, Printed, Row, rounded
 
 MISSING = '—'
 SUFFIXES = ('.md', '.html', '.csv')
@@ -73,7 +73,7 @@ _REASONS = {
 
 
 def _text(number: float | None, decimals: int = DECIMALS) -> str:
-  return MISSING if number is None else f'{number:.{decimals}f}'
+  return MISSING if number is None else str(rounded(number, decimals))
 
 
 def _columns(categories: Categories) -> list[str]:
@@ -94,7 +94,7 @@ def _cells(
     is_best = len(numbers) > 1 and text == max(numbers, key=float)
     cells.append(bold % text if is_best else text)
   if baseline is not None:
-    cells.append(MISSING if row.difference is None else f'{row.difference:+.2f}')
+    cells.append(MISSING if row.difference is None else f'{rounded(row.difference):+}')
   return [*cells, MISSING if row.rank is None else str(row.rank)]
 
 

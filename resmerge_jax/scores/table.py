@@ -6,6 +6,7 @@ missing.
 """
 
 import dataclasses
+import decimal
 from collections.abc import Mapping
 
 from resmerge_jax.errors import InputError
@@ -60,7 +61,7 @@ def make_rows(
   percents = {model: _averaged(row, categories) for model, row in scores.items()}
   reference = _reference(percents, baseline, categories)
   printed = {
-    model: None if (overall := row[OVERALL]) is None else round(overall, DECIMALS)
+    model: None if (overall := row[OVERALL]) is None else rounded(overall)
     for model, row in percents.items()
   }
   numbers = [number for number in printed.values() if number is not None]
@@ -76,6 +77,13 @@ def make_rows(
       )
     )
   return rows
+
+
+def rounded(number: float, decimals: int = DECIMALS) -> decimal.Decimal:
+  """As by hand, halves away from zero: 81.515 is 81.52, though its binary is below."""
+  exact = decimal.Decimal(repr(round(number, 9)))  # float64 is sure of nine decimals
+  unit = decimal.Decimal(1).scaleb(-decimals)
+  return exact.quantize(unit, decimal.ROUND_HALF_UP) + 0  # no minus before a zero
 
 
 def check_printed(

@@ -8,7 +8,7 @@ from resmerge_jax.errors import InputError
 from resmerge_jax.scores.categories import Benchmark, load_categories
 from resmerge_jax.scores.gather import gather
 from resmerge_jax.scores.render import notes_on
-from resmerge_jax.scores.table import check_printed, make_rows
+from resmerge_jax.scores.table import check_printed, make_rows, rounded
 from tests.scores import files
 
 TABLES = pathlib.Path(__file__).with_name('tables')
@@ -41,6 +41,16 @@ def test_equal_numbers_share_a_rank(tmp_path):
   models = {'a': (9, 9, 9), 'b': (7, 7, 7), 'c': (7, 7, 7.001), 'd': (5, 5, 5)}
   rows, _ = rows_of(tmp_path, full(**models))
   assert [row.rank for row in rows] == [1, 2, 2, 4]
+
+
+def test_halves_are_rounded_as_by_hand():
+  assert (74.32 + 88.71) / 2 < 81.515  # in binary
+  assert str(rounded((74.32 + 88.71) / 2)) == '81.52'
+  assert [f'{rounded(x):+}' for x in (-1.005, -0.001, 0.0)] == [
+    '-1.01',
+    '+0.00',
+    '+0.00',
+  ]
 
 
 def test_no_average_over_a_missing_score(tmp_path):
