@@ -41,7 +41,16 @@ ALLOWED = {
 }  # fmt: skip
 NEVER = {'torch', 'transformers', 'mergekit', 'matplotlib'}
 REMOTE = {'tensorstore', 'fsspec', 'huggingface_hub'}  # loaded for an address only
-NO_JAX = {'trees', 'checkpoint', 'plan', 'writers', 'synthetic', 'bench', 'scores', *GROUND}
+NO_JAX = {
+  'trees',
+  'checkpoint',
+  'plan',
+  'writers',
+  'synthetic',
+  'bench',
+  'scores',
+  *GROUND,
+}
 # May import matplotlib, where they draw.
 PLOTS = {PACKAGE / 'bench/plot.py', PACKAGE / 'lab/plot.py'}
 MODULES = sorted(PACKAGE.rglob('*.py'))

@@ -20,7 +20,7 @@ th:first-child, td:first-child { text-align: left; position: sticky; left: 0;
   background: Canvas }
 thead tr:first-child th { text-align: center }
 thead tr:last-child th { border-bottom: 1px solid }
-.average { border-left: 1px solid color-mix(in srgb, currentColor 30%, transparent) }
+.average { border-right: 1px solid color-mix(in srgb, currentColor 30%, transparent) }
 """.strip()
 
 
