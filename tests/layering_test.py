@@ -34,13 +34,23 @@ ALLOWED = {
   'bench': {'checkpoint', 'synthetic', 'sizes', 'errors', 'types', 'version', '__init__'},
   'models': FILES | {'writers'},
   'lab': GROUND | {'checkpoint', 'models', 'pipeline'},
+  'scores': {'errors'},
   'pipeline': NUMERIC | FILES | {'config', 'parameters', 'writers'},
   'cli': NUMERIC | FILES
-  | {'config', 'parameters', 'writers', 'pipeline', 'synthetic', 'bench', 'lab', 'mergekit_yaml', '__init__'},
+  | {'config', 'parameters', 'writers', 'pipeline', 'synthetic', 'bench', 'lab', 'mergekit_yaml', 'scores', '__init__'},
 }  # fmt: skip
 NEVER = {'torch', 'transformers', 'mergekit', 'matplotlib'}
 REMOTE = {'tensorstore', 'fsspec', 'huggingface_hub'}  # loaded for an address only
-NO_JAX = {'trees', 'checkpoint', 'plan', 'writers', 'synthetic', 'bench', *GROUND}
+NO_JAX = {
+  'trees',
+  'checkpoint',
+  'plan',
+  'writers',
+  'synthetic',
+  'bench',
+  'scores',
+  *GROUND,
+}
 # May import matplotlib, where they draw.
 PLOTS = {PACKAGE / 'bench/plot.py', PACKAGE / 'lab/plot.py'}
 MODULES = sorted(PACKAGE.rglob('*.py'))
@@ -99,6 +109,7 @@ def test_of_checkpoints_only_their_format_is_known(part):
       'resmerge_jax.cli.make_group',
       'resmerge_jax.cli.verify',
       'resmerge_jax.cli.bench',
+      'resmerge_jax.cli.scores',
     ],
     ['resmerge_jax.checkpoint.group', 'resmerge_jax.plan.report'],
   ],

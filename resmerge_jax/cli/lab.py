@@ -102,11 +102,12 @@ def main(argv: list[str]) -> None:
 
 
 def _methods() -> dict[str, Any]:
-  """Name -> method: all bundled configs of merges, then the variants."""
+  """Name -> method: all bundled configs that name no models, then the variants."""
   from resmerge_jax.lab.variants import VARIANTS
 
-  bundled = {name: load_config(name).method.to_dict() for name in bundled_configs()}
-  return bundled | VARIANTS
+  configs = {name: load_config(name) for name in bundled_configs()}
+  methods = {n: c.method.to_dict() for n, c in configs.items() if 'base' not in c}
+  return methods | VARIANTS
 
 
 def run() -> None:

@@ -1,0 +1,1 @@
+"""Tables of benchmark scores as the ResMerge paper prints them."""
