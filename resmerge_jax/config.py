@@ -161,9 +161,8 @@ def choose(
       p for name, p in posts if not POSTS[name].whole_matrix or is_hidden(tensor)
     )
     method = method_of(params)
-    blocks = sum(
-      part.block_scratch(n_experts) for part in (method, *map(post_of, post))
-    )
+    blocks = method.block_scratch(n_experts)
+    blocks += sum(post_of(p).block_scratch(n_experts) for p in post)
     return Chosen(
       params,
       post,

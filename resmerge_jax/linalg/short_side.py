@@ -8,7 +8,7 @@ whole matrix ever exists. Callers trace under `jax.enable_x64`.
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -169,6 +169,6 @@ def mirrored(lower_xMxM: jax.Array) -> jax.Array:
   return jnp.tril(lower_xMxM) + jnp.tril(lower_xMxM, -1).swapaxes(-1, -2)
 
 
-def summed(x_NxBxS: jax.Array) -> jax.Array:
-  """Rows of sum_i X_i. Term by term: XLA:CPU is slow to reduce a short leading axis."""
+def summed(x_NxBxS: Sequence[jax.Array] | jax.Array) -> jax.Array:
+  """Sum over N blocks. Term by term: XLA:CPU is slow to reduce a short leading axis."""
   return sum(x_NxBxS[1:], start=x_NxBxS[0])

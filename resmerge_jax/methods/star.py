@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from resmerge_jax.linalg.krylov import Head
-from resmerge_jax.linalg.short_side import Blocks
+from resmerge_jax.linalg.short_side import Blocks, summed
 from resmerge_jax.linalg.spectrum import EPS
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods import spectral
@@ -52,7 +52,9 @@ def merge(
 
   cut = jax.lax.map(functools.partial(_cut, eta=params.eta), blocks.sum(blocks.grams))
   update_RxC = blocks.map(
-    lambda x_NxBxS: sum(blocks.times(x_NxBxS[i], cut.k_SxS[i] / n) for i in range(n)),
+    lambda x_NxBxS: summed(
+      [blocks.times(x_NxBxS[i], cut.k_SxS[i] / n) for i in range(n)]
+    ),
     1.0,  # scaled projections
   )
   branch = jnp.where(cut.tie.any(), spectral.ILL_POSED, spectral.OK)
