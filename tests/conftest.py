@@ -1,10 +1,46 @@
-"""Eight CPU devices for every test, set before anything imports JAX."""
+"""What every test gets: eight CPU devices, a cache folder of this session, its worker."""
 
 import os
+import pathlib
+import shutil
+import tempfile
 
-os.environ['JAX_PLATFORMS'] = 'cpu'
+import pytest
+
+os.environ['JAX_PLATFORMS'] = 'cpu'  # here and below: before anything imports JAX
 os.environ['JAX_NUM_CPU_DEVICES'] = '8'
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # LAPACK beside busy workers
 os.environ.setdefault(
   'GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1'
 )  # merge's run() re-executes without it
+
+
+def pytest_configure(config: pytest.Config) -> None:
+  """A cache folder for workers and commands: what one compiles serves all.
+
+  Nothing of the user's is read or changed, but for matplotlib's list of fonts, which
+  costs seconds.
+  """
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    return  # the folder is inherited
+  fonts = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
+  os.environ.setdefault('MPLCONFIGDIR', str(fonts / 'matplotlib'))
+  folder = tempfile.mkdtemp(prefix='resmerge-tests-')
+  os.environ['XDG_CACHE_HOME'] = folder
+  config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """A file's tests go to one worker: they share merges and compiled programs."""
+  for item in items:
+    if item.get_closest_marker('xdist_group') is None:
+      item.add_marker(pytest.mark.xdist_group(item.nodeid.partition('::')[0]))
+
+
+@pytest.fixture(autouse=True, scope='session')
+def _kept_programs() -> None:
+  """Merges of the tests use the folder as commands do."""
+  from resmerge_jax.cli.runtime import keep_programs
+
+  keep_programs()

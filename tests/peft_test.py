@@ -16,7 +16,7 @@ import transformers
 from resmerge_jax.checkpoint import adapter_config
 from resmerge_jax.errors import InputError
 from resmerge_jax.parameters import make_method
-from resmerge_jax.pipeline.merge import prepare
+from resmerge_jax.pipeline.prepare import prepare
 from tests import groups, peft_adapters
 from tests.peft_adapters import ALL, ATTENTION, GPT2, LLAMA, QWEN2
 

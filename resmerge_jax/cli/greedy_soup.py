@@ -26,7 +26,8 @@ from resmerge_jax.cli.app import no_arguments, run_app
 from resmerge_jax.cli.runtime import keep_programs
 from resmerge_jax.config import OUTPUT_DTYPES, MergeConfig, config_from
 from resmerge_jax.errors import InputError
-from resmerge_jax.pipeline.merge import merge, prepare
+from resmerge_jax.pipeline.merge import merge
+from resmerge_jax.pipeline.prepare import prepare
 
 MODEL = '{model}'
 SHOWN = 2000  # characters of what a failed command printed

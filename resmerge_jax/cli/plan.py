@@ -38,7 +38,7 @@ from resmerge_jax.config import MergeConfig
 from resmerge_jax.errors import InputError
 from resmerge_jax.pipeline.ahead import Ahead, compile_ahead
 from resmerge_jax.pipeline.ahead_report import ahead_json, describe_ahead
-from resmerge_jax.pipeline.merge import plan_for, prepare
+from resmerge_jax.pipeline.prepare import plan_for, prepare
 from resmerge_jax.pipeline.topology import topology_devices
 from resmerge_jax.plan.plan import MergePlan
 from resmerge_jax.plan.report import describe_plan, describe_weights

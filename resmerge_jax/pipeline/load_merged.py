@@ -21,7 +21,7 @@ from resmerge_jax.config import MergeConfig
 from resmerge_jax.errors import InputError
 from resmerge_jax.pipeline.array_sink import ArraySink, Leaf
 from resmerge_jax.pipeline.checks import check_heads
-from resmerge_jax.pipeline.merge import open_group, plan_for
+from resmerge_jax.pipeline.prepare import open_group, plan_for
 from resmerge_jax.pipeline.recipe import Recipe, open_recipe
 from resmerge_jax.pipeline.stream import stream
 from resmerge_jax.pipeline.tree_target import Tree, as_state, flat, wanted_of

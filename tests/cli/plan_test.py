@@ -10,7 +10,7 @@ import pytest
 from resmerge_jax.checkpoint.reader import CheckpointReader
 from resmerge_jax.cli import plan
 from resmerge_jax.pipeline.manifest import identity_of
-from resmerge_jax.pipeline.merge import prepare
+from resmerge_jax.pipeline.prepare import prepare
 from resmerge_jax.writers.journal import Journal
 from resmerge_jax.writers.partial import journal_path, partial_path
 from tests import commands, folders, groups

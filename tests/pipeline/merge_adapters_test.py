@@ -11,7 +11,7 @@ import pytest
 import resmerge_jax
 from resmerge_jax.errors import InputError
 from resmerge_jax.parameters import make_method
-from resmerge_jax.pipeline.merge import prepare
+from resmerge_jax.pipeline.prepare import prepare
 from resmerge_jax.plan.report import describe_plan
 from tests import adapters, folders, groups, resumes
 

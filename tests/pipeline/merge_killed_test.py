@@ -14,7 +14,7 @@ import pytest
 
 from resmerge_jax.cli import merge as merge_command
 from resmerge_jax.errors import InputError
-from resmerge_jax.pipeline.merge import prepare
+from resmerge_jax.pipeline.prepare import prepare
 from tests import commands, folders, groups, resumes
 from tests.cli.merge_test import flags_of
 from tests.groups import MEAN

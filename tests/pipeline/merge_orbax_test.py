@@ -17,7 +17,7 @@ from resmerge_jax.cli import verify
 from resmerge_jax.errors import InputError
 from resmerge_jax.models.load import load_decoder
 from resmerge_jax.models.save import hf_tensors
-from resmerge_jax.pipeline.merge import prepare
+from resmerge_jax.pipeline.prepare import prepare
 from resmerge_jax.writers.folder import FolderWriter
 from tests import commands, groups, orbax_folders, resumes
 from tests.groups import MEAN

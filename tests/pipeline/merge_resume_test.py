@@ -10,7 +10,7 @@ import pytest
 
 import resmerge_jax
 from resmerge_jax.errors import InputError
-from resmerge_jax.pipeline.merge import prepare
+from resmerge_jax.pipeline.prepare import prepare
 from resmerge_jax.writers.folder import FolderWriter
 from tests import folders, groups, resumes
 

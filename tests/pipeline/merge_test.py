@@ -9,7 +9,7 @@ import pytest
 import resmerge_jax
 from resmerge_jax.config import config_from, to_plain
 from resmerge_jax.errors import InputError
-from resmerge_jax.pipeline.merge import prepare
+from resmerge_jax.pipeline.prepare import prepare
 from resmerge_jax.plan.stacks import PROCESS_BYTES
 from resmerge_jax.types import CODES
 from tests import groups

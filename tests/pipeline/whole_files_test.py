@@ -4,7 +4,7 @@ import collections
 
 import pytest
 
-from resmerge_jax.pipeline.merge import prepare
+from resmerge_jax.pipeline.prepare import prepare
 from resmerge_jax.pipeline.whole_files import by_file, owners
 from tests import groups, several
 
