@@ -35,9 +35,10 @@ ALLOWED = {
   'models': FILES | {'writers'},
   'lab': GROUND | {'checkpoint', 'models', 'pipeline'},
   'scores': {'errors'},
+  'diagnostics': NUMERIC | FILES | {'config', 'parameters', 'pipeline', 'writers'},
   'pipeline': NUMERIC | FILES | {'config', 'parameters', 'writers'},
   'cli': NUMERIC | FILES
-  | {'config', 'parameters', 'writers', 'pipeline', 'synthetic', 'bench', 'lab', 'mergekit_yaml', 'scores', '__init__'},
+  | {'config', 'parameters', 'writers', 'pipeline', 'synthetic', 'bench', 'lab', 'mergekit_yaml', 'scores', 'diagnostics', '__init__'},
 }  # fmt: skip
 NEVER = {'torch', 'transformers', 'mergekit', 'matplotlib'}
 REMOTE = {'tensorstore', 'fsspec', 'huggingface_hub'}  # loaded for an address only
