@@ -48,10 +48,8 @@ def replace_flagged(
       layer = fetched.layers[at]
       shard = read_layer(layer)
       context = jax.tree.map(lambda x, i=layer: x[i : i + 1], context_L)
-      out_RxC = _redone(
-        spec, step, fetched, at, flagged_LxN[at], shard, context, device
-      )
-      pieces.append(Piece(layer, range(len(out_RxC)), out_RxC))
+      redone = _redone(spec, step, fetched, at, flagged_LxN[at], shard, context, device)
+      pieces += [piece._replace(layer=layer) for piece in redone]
   return dataclasses.replace(fetched, pieces=tuple(pieces)), flagged_LxN
 
 
@@ -64,7 +62,7 @@ def _redone(
   shard: Shard,
   context: Context,
   device: jax.Device,
-) -> np.ndarray:
+) -> tuple[Piece, ...]:
   """The merged matrix from exact heads; puts its numbers into `fetched`."""
   assert fetched.head is not None
   one = dataclasses.replace(spec, layers=1, head_given=True, mesh_shape=None)
@@ -88,7 +86,7 @@ def _redone(
   new = (matrix.sums, matrix.stats, matrix.head, matrix.recipe)
   for into, value in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
     into[at, ...][tuple(slice(n) for n in value.shape[1:])] = value[0]
-  return matrix.pieces[0].out_RxC
+  return matrix.pieces
 
 
 def _solve(head: Head, i: int, shard: Shard) -> None:

@@ -48,10 +48,22 @@ def fetch(step: Step, merged: Merged) -> Fetched:
   held, owned, (sums, stats, head, recipe) = held_numbers(
     step, (merged.sums, merged.stats, merged.head, merged.recipe)
   )
+  return Fetched(
+    layers=held,
+    owned=owned,
+    sums=sums,
+    stats=stats,
+    head=head,
+    recipe=recipe,
+    pieces=() if merged.out_LxRxC is None else _pieces(step, merged.out_LxRxC),
+  )
+
+
+def _pieces(step: Step, out_LxRxC: jax.Array) -> tuple[Piece, ...]:
   n_rows = step.row_stop - step.row_start
   pieces = []
-  for shard in merged.out_LxRxC.addressable_shards:
-    shape = merged.out_LxRxC.shape
+  for shard in out_LxRxC.addressable_shards:
+    shape = out_LxRxC.shape
     layers, rows = range(shape[0])[shard.index[0]], range(shape[1])[shard.index[1]]
     rows = range(rows.start, min(rows.stop, n_rows))
     data = np.asarray(shard.data).view(staged_dtype(step.stack.out_dtype))
@@ -60,15 +72,7 @@ def fetch(step: Step, merged: Merged) -> Fetched:
       for at, layer in enumerate(layers)
       if layer < len(step.names) and rows
     ]
-  return Fetched(
-    layers=held,
-    owned=owned,
-    sums=sums,
-    stats=stats,
-    head=head,
-    recipe=recipe,
-    pieces=tuple(pieces),
-  )
+  return tuple(pieces)
 
 
 def held_numbers(

@@ -35,7 +35,8 @@ class KernelSpec:
   devices along layers and rows if the user has set them. `scan`: this scan instead of the
   merge. `found`: name, shape and dtype of what the scans before found, or of what a
   recipe holds. `whole`: which experts have whole tensors (None: all); `rank`: of the
-  others' factors.
+  others' factors. `measure`: a frozen dataclass that is called in place of the merge
+  (kernels.Measured).
   """
 
   params: Any
@@ -55,6 +56,7 @@ class KernelSpec:
   recipe: RecipeUse = ''
   whole: tuple[int, ...] | None = None
   rank: int = 0
+  measure: Any = None
 
   @property
   def n_whole(self) -> int:
@@ -114,6 +116,7 @@ def step_spec(
   found: Mapping[str, np.ndarray] | None = None,
   scan: ScanAt | None = None,
   recipe: RecipeUse = '',
+  measure: Any = None,
 ) -> KernelSpec:
   """The program that computes a step. `found`: of one of its tensors."""
   stack = step.stack
@@ -138,5 +141,6 @@ def step_spec(
     found=tuple((k, x.shape, x.dtype.name) for k, x in sorted((found or {}).items())),
     whole=whole if len(whole) < n_experts else None,
     rank=stack.rank,
+    measure=measure,
   )
   return dataclasses.replace(spec, family=stack.family) if spec.head_rank else spec

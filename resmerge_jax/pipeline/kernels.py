@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import jax
 import jax.numpy as jnp
@@ -55,13 +55,22 @@ class Sums(NamedTuple):
 
 
 class Merged(NamedTuple):
-  """Result of a step."""
+  """Result of a step. `out_LxRxC` is None where it was measured, not merged."""
 
-  out_LxRxC: Numbers
+  out_LxRxC: Numbers | None
   sums: Sums
   stats: dict[str, Numbers]
   head: Head | None
   recipe: dict[str, Numbers] | None  # what a recipe keeps, where one is saved
+
+
+class Measured(Protocol):
+  """What `KernelSpec.measure` is, beside a frozen dataclass."""
+
+  def __call__(
+    self, delta_NxRxC: TaskVectors, head: Head | None, out_dtype: str
+  ) -> tuple[Sums, dict[str, jax.Array]]:
+    """Sums, of no update, and the numbers of one matrix. `head` where one was wanted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +147,7 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
   def compile_program() -> jax.stages.Compiled:
     stepped = apart_by_layer(functools.partial(_on_stack, spec, not on_cpu), mesh)
     merged = Merged(on_base, *cast(Any, (layer,) * 4))  # a tree's prefix
-    shardings = merged if spec.scan is None else layer
+    shardings = merged if spec.scan is None and spec.measure is None else layer
     with jax.enable_x64(needs_float64(spec.params, spec.post)):
       lowered = jax.jit(stepped, out_shardings=shardings).lower(*arguments)
       return lowered.compile(CPU_OPTIONS if on_cpu else None)
@@ -163,6 +172,8 @@ def _on_stack(
     base_RxC, experts_MxRxC, factors, context, head = stored
     delta_NxRxC = _task_vectors(spec, base_RxC, experts_MxRxC, factors)
     one_matrix = delta_NxRxC, context, start_PxC, head
+    if spec.measure is not None:
+      return _measured(spec, at_once, delta_NxRxC, start_PxC, head)
     if spec.scan is None:
       return _merge_one(spec, at_once, *one_matrix)
     return _measure_one(spec, spec.scan, at_once, *one_matrix)
@@ -181,12 +192,27 @@ def _task_vectors(
   if spec.whole is None and factors is None:
     return TaskVectors(base_RxC, experts_MxRxC)
   whole = tuple(range(spec.n_experts)) if spec.whole is None else spec.whole
-  if whole or spec.post or not method_of(spec.params).on_factors:
+  entries = spec.measure is not None  # are looked at one by one
+  if whole or spec.post or entries or not method_of(spec.params).on_factors:
     return formed(base_RxC, experts_MxRxC, whole, factors, spec.n_experts)
   if factors is None:  # no expert changes these tensors
     n, (n_rows, n_cols) = spec.n_experts, base_RxC.shape
     factors = jnp.zeros((n, n_rows, 1)), jnp.zeros((n, 1, n_cols))
   return Products(base_RxC, *factors)
+
+
+def _measured(
+  spec: KernelSpec,
+  at_once: bool,
+  delta_NxRxC: TaskVectors,
+  start_PxC: jax.Array,
+  head: Head | None,
+) -> Merged:
+  """Numbers of one matrix in place of a merge."""
+  if spec.head_rank and head is None:
+    head = _heads(spec.head_rank, at_once, delta_NxRxC, start_PxC)
+  sums, stats = spec.measure(delta_NxRxC, head, spec.out_dtype)
+  return Merged(None, sums, stats, head, None)
 
 
 def _measure_one(

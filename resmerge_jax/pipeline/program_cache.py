@@ -23,6 +23,7 @@ from resmerge_jax.version import __version__
 
 _folders: list[pathlib.Path] = []  # where programs are kept: none or one
 ARITHMETIC = (
+  'diagnostics/statistics.py',
   'linalg',
   'methods',
   'pipeline/kernels.py',

@@ -55,7 +55,7 @@ def _finish(work: Work, records: Records, done: Done) -> None:
     )
     done.give_back()
   else:
-    read_layer = functools.partial(_whole_layer, work, done.pool, step, inputs)
+    read_layer = functools.partial(whole_layer, work, done.pool, step, inputs)
     fetched, exact_LxN = replace_flagged(
       done.spec,
       step,
@@ -77,7 +77,7 @@ def _finish(work: Work, records: Records, done: Done) -> None:
   work.progress(step.label, step.nbytes)
 
 
-def _whole_layer(
+def whole_layer(
   work: Work, pool: Executor, step: Step, inputs: Staged, layer: int
 ) -> Shard:
   """All rows of one layer of a step: as staged, or read again if they are not here."""

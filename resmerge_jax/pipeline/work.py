@@ -50,7 +50,7 @@ class Work:
   `owners`: the process that makes each group of weight files alone, on `devices` of its own.
   `alone`: this process makes all of it by itself. `recipe`: where updates come from.
   `scans`: results of scans, kept between runs. `found`: the same by the method's
-  parameters and the tensor; `run_scans` fills both.
+  parameters and the tensor; `run_scans` fills both. `measure`: KernelSpec's.
   """
 
   plan: MergePlan
@@ -66,6 +66,7 @@ class Work:
   owners: Mapping[str, int] | None = None
   alone: bool = False
   recipe: OpenRecipe | None = None
+  measure: Any = None
   scans: MutableMapping[str, Findings] = dataclasses.field(default_factory=dict)
   found: MutableMapping[Any, dict[str, Mapping[str, np.ndarray]]] = dataclasses.field(
     default_factory=dict
@@ -97,7 +98,7 @@ class Work:
       use = self.recipe.use(step)
     elif scan is None and self.plan.layout.recipe:
       use = 'save'
-    return step_spec(step, self.mesh_shape, one, scan, use)
+    return step_spec(step, self.mesh_shape, one, scan, use, self.measure)
 
   def context(self, step: Step, layers: int) -> Context:
     """NumPy arrays with `layers` entries."""
