@@ -258,7 +258,7 @@ class _Nowhere:
   """The sink of a pass that writes nothing."""
 
   def write(self, name: str, offset_bytes: int, data: np.ndarray) -> None:
-    raise AssertionError(f'{name}: a measurement writes nothing')
+    raise AssertionError(f'{name}: {data.nbytes} bytes at {offset_bytes}')
 
   def finish(self, step: Any, numbers: Any) -> None:
     """Nothing to make durable."""

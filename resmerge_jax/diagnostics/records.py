@@ -48,6 +48,7 @@ def measured_record(found: Numbers, n: int) -> dict[str, Any]:
     'changed': found['over_N'].tolist(),
     'shared': found['shared_N'].tolist(),
     'cos_delta_pairs': cosines(gram_WxW[:n, :n]),
+    'several': int(found['several']),
     'sign_conflict': _ratio(found['conflict'], found['several']),
   }
   if len(norm_W) > n:
@@ -139,26 +140,26 @@ def _effective_ranks(found: Numbers) -> dict[str, Any]:
   """exp of the entropies of the whole spectrum and of that without the head."""
   sigma_NxK = np.asarray(found['sigma_NxK'], np.float64)
   exact = 'spectrum_NxS' in found
-  norm_N = np.hypot(found['norm_R'], found['norm_H'])
   ranks = []
   for i, sigma_K in enumerate(sigma_NxK):
-    if not norm_N[i]:
-      ranks.append((None, None, None, None))
-      continue
-    if exact:
+    whole: Entropy | None = None
+    rest: Entropy | None = None
+    norm = math.hypot(found['norm_R'][i], found['norm_H'][i])
+    if norm and exact:
       p_S = np.asarray(found['spectrum_NxS'][i], np.float64)
       whole, rest = entropy_of(p_S), entropy_of(p_S[len(sigma_K) :])
-    else:
-      whole, rest = _estimated(found, i, (sigma_K / norm_N[i]) ** 2)
+    elif norm:
+      whole, rest = _estimated(found, i, (sigma_K / norm) ** 2)
     if not found['norm_R'][i]:
       rest = None
     ranks.append((*_rank_of(whole), *_rank_of(rest)))
-  whole, error, residual, residual_error = (list(x) for x in zip(*ranks, strict=True))
+  fields = (
+    'effective_rank', 'effective_rank_error', 'effective_rank_residual',
+    'effective_rank_residual_error',
+  )  # fmt: skip
+  columns = map(list, zip(*ranks, strict=True))
   return {
-    'effective_rank': whole,
-    'effective_rank_error': error,
-    'effective_rank_residual': residual,
-    'effective_rank_residual_error': residual_error,
+    **dict(zip(fields, columns, strict=True)),
     'effective_rank_by': 'exact' if exact else 'estimate',
   }
 
