@@ -1,7 +1,9 @@
 """From sources or a merged folder to what is said of the group."""
 
+import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from resmerge_jax.diagnostics.checkup import Checked, check_up
 from resmerge_jax.diagnostics.diagnosis import GroupDiagnosis
@@ -10,6 +12,8 @@ from resmerge_jax.diagnostics.recorded import Recorded, absent, joined, read_mer
 from resmerge_jax.diagnostics.totals import totals_of
 from resmerge_jax.errors import InputError
 from resmerge_jax.pipeline.work import silent
+
+SAME_NORM = 1e-4  # relative; float32 sums in another order differ by 1e-6
 
 
 def open_with_merge(
@@ -41,13 +45,39 @@ def open_with_merge(
     if source.header_sha256 != sha256
   ]
   if wrong:
-    raise InputError(
-      f'{merged}: not merged of these checkpoints',
-      wrong,
-      why='distances between models that have nothing to do with each other mislead',
-      fix='give the base and the experts that its manifest.json names, in their order',
-    )
+    raise _not_of_these(merged, wrong)
   return opened, recorded
+
+
+def _not_of_these(merged: str | pathlib.Path, wrong: Sequence[str]) -> InputError:
+  return InputError(
+    f'{merged}: not merged of these checkpoints',
+    wrong,
+    why='distances between models that have nothing to do with each other mislead',
+    fix='give the base and the experts that its manifest.json names, in their order',
+  )
+
+
+def _check_norms(records: Sequence[Mapping[str, Any]], recorded: Recorded) -> None:
+  """Whether each expert is as long everywhere as the one that was merged.
+
+  Headers of experts are alike: they do not tell two of them apart.
+  """
+  of_merge = {record['name']: record for record in recorded.records}
+  differ = [
+    f'{record["name"]}: ||W - W_0|| of {who!r} is {a:.6g}, the merge recorded {b:.6g}'
+    for record in records
+    if 'delta_norm' in record
+    for who, a, b in zip(
+      recorded.expert_ids,
+      record['delta_norm'],
+      of_merge[record['name']]['delta_norm'],
+      strict=True,
+    )
+    if not math.isclose(a, b, rel_tol=SAME_NORM)
+  ]
+  if differ:
+    raise _not_of_these(recorded.facts['path'], differ)
 
 
 def diagnose_sources(
@@ -59,6 +89,7 @@ def diagnose_sources(
   """Reads and measures a group; `recorded`: of the merge that was opened with it."""
   records = tuple(measure(opened, progress))
   if recorded is not None:
+    _check_norms(records, recorded)
     records = joined(records, recorded)
   facts = None if recorded is None else recorded.facts
   dtype = opened.config.output_dtype
