@@ -20,6 +20,7 @@ Examples:
 
 import contextlib
 import dataclasses
+import importlib.util
 import pathlib
 import shutil
 from collections.abc import Iterator, Sequence
@@ -82,6 +83,8 @@ def main(argv: list[str]) -> None:
       return
     with new_folder(output, given.overwrite) as folder:
       write_data(diagnosis, folder)
+      if importlib.util.find_spec('resmerge_jax.report'):
+        importlib.import_module('resmerge_jax.report').write(diagnosis, folder)
   print(as_text(diagnosis))
   print(f'\n{output}: {", ".join(sorted(file.name for file in output.iterdir()))}')
 

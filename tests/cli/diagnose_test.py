@@ -59,7 +59,7 @@ def test_the_summary(done):
   assert [line.split()[0] for line in lines[3:5]] == ['e0', 'e1']
   assert 'merged by resmerge' in out
   assert 'note: In 1 tensor the head of some expert ends at a near tie' in out
-  assert DATA <= {file.name for file in folder.iterdir()}
+  assert {file.name for file in folder.iterdir()} >= DATA
 
 
 def test_the_table_has_a_row_per_tensor(done, group):
@@ -180,7 +180,7 @@ def test_an_output_in_the_way(merged, tmp_path):
 
 
 def test_a_failed_run_leaves_nothing(merged, tmp_path, monkeypatch):
-  def full(diagnosis):
+  def full(_):
     raise OSError(28, 'No space left on device')
 
   monkeypatch.setattr(diagnosis_folder, 'as_csv', full)
