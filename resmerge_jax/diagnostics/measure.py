@@ -25,7 +25,7 @@ from resmerge_jax.pipeline.chips import device_facts
 from resmerge_jax.pipeline.exact_heads import replace_flagged
 from resmerge_jax.pipeline.fetched import Fetched, fetch
 from resmerge_jax.pipeline.loop import WAITS, Done, run_steps
-from resmerge_jax.pipeline.merge import open_group
+from resmerge_jax.pipeline.prepare import open_group
 from resmerge_jax.pipeline.stream import whole_layer
 from resmerge_jax.pipeline.work import Work, computes, silent
 from resmerge_jax.plan.plan import MergePlan, make_plan
@@ -125,16 +125,22 @@ def open_sources(
 
 def _choose(config: MergeConfig, settings: Settings) -> Callable[..., Chosen]:
   """As a merge by ResMerge, but for what the numbers keep beside the weights."""
-  chosen = choose(config.method, TaskArithmetic(), ())
+  chosen = choose(config.method, TaskArithmetic(), (), len(config.experts))
 
   def measured(rule: Rule, tensor: TensorRef) -> Chosen:
     of_merge = chosen(rule, tensor)
-    short, long = sorted((tensor.rows, tensor.cols))
-    scratch = of_merge.scratch
+    scratch, gram = of_merge.scratch, 0
     if settings.effective_rank and of_merge.redone:
-      # One task vector scaled; Gram matrix, vectors and workspace of eigh.
-      scratch += 4 + (12 * short // max(long, 1) if short <= EXACT_SIDE else 0)
-    return of_merge._replace(on_factors=False, loses_rank=0, scratch=scratch)
+      short = min(tensor.rows, tensor.cols)
+      scratch += 4  # a task vector of length 1
+      if short <= EXACT_SIDE:
+        gram = 12 * short**2  # Gram matrix, eigenvectors, workspace of eigh
+    return of_merge._replace(
+      on_factors=False,
+      loses_rank=0,
+      scratch=scratch,
+      matrix_scratch=of_merge.matrix_scratch + gram,
+    )
 
   return measured
 
@@ -167,7 +173,11 @@ def measure(
       devices=merge_devices(config.mesh),
       mesh_shape=config.mesh,
       progress=progress,
-      measure=Statistics(settings.threshold, settings.effective_rank, opened.n_merged),
+      measure=Statistics(
+        settings.threshold,
+        EXACT_SIDE if settings.effective_rank else None,
+        opened.n_merged,
+      ),
     )
     steps = [step for step in work.steps if computes(step)]
     run_steps(

@@ -15,7 +15,7 @@ import numpy as np
 
 from resmerge_jax.linalg.gram import another_pass, row_sums
 from resmerge_jax.linalg.krylov import PRECISION, Head
-from resmerge_jax.linalg.quadrature import EXACT_SIDE, spectrum, tridiagonals
+from resmerge_jax.linalg.quadrature import spectrum, tridiagonals
 from resmerge_jax.linalg.task_vectors import TaskVectors, widen
 from resmerge_jax.methods import resmerge
 from resmerge_jax.pipeline.kernels import Sums
@@ -29,12 +29,13 @@ _GATE = resmerge.ResMerge()  # s_R, c_R and S_H as the paper defines them
 class Statistics:
   """What to measure. `threshold`: RAM's, on |D|.
 
-  `effective_rank`: of every matrix with a head. `n_merged`: 1 if the last of the
+  `exact_side`: matrices with a head whose short side is at most this get their whole
+  spectrum, the others what estimates its entropy; None: neither. `n_merged`: 1 if the last of the
   experts is a merged model, which takes no part in what compares experts.
   """
 
   threshold: float
-  effective_rank: bool = False
+  exact_side: int | None = None
   n_merged: int = 0
 
   def __call__(
@@ -53,8 +54,9 @@ class Statistics:
         ),
         'sample_NxBxB': _sample(delta_NxRxC),
       }
-      if self.effective_rank:
-        found |= _whole_spectra(*another_pass(delta_NxRxC, head))
+      if self.exact_side is not None:
+        exact = min(delta_NxRxC.shape) <= self.exact_side
+        found |= _whole_spectra(*another_pass(delta_NxRxC, head), exact=exact)
     square_W = jnp.diagonal(found['gram_WxW'])
     none = jnp.float32(0)
     return Sums(square_W, changed_W, none, none), found
@@ -147,9 +149,10 @@ def _sample(delta_NxRxC: TaskVectors) -> jax.Array:
   return jnp.stack([here[i] for i in range(len(here))])
 
 
-def _whole_spectra(delta_NxRxC: TaskVectors, head: Head) -> dict[str, jax.Array]:
+def _whole_spectra(
+  delta_NxRxC: TaskVectors, head: Head, exact: bool
+) -> dict[str, jax.Array]:
   """Of each expert in turn, as a Gram matrix may be as large as the task vector."""
-  exact = min(delta_NxRxC.shape) <= EXACT_SIDE
 
   def one(of_expert: tuple[jax.Array, jax.Array]) -> dict[str, jax.Array]:
     expert_RxC, v_KxC = of_expert

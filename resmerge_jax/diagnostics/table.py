@@ -25,10 +25,10 @@ _PER_EXPERT = (
   ('zero_fraction', 'zeros', '{:.1%}'),
   ('below_step', '< step', '{:.1%}'),
   ('energy', 'sigma1^2', '{:.1%}'),
-  ('stable_rank', 'stable rank', '{:.1f}'),
-  ('stable_rank_residual', 'of residual', '{:.1f}'),
+  ('stable_rank', 'st. rank', '{:.1f}'),
+  ('stable_rank_residual', 'st. rank R', '{:.1f}'),
   ('effective_rank', 'eff. rank', '{:.1f}'),
-  ('effective_rank_residual', 'of residual', '{:.1f}'),
+  ('effective_rank_residual', 'eff. rank R', '{:.1f}'),
   ('distance', 'to merged', '{:.4g}'),
 )
 

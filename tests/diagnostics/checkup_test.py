@@ -8,7 +8,7 @@ from resmerge_jax.diagnostics.checkup import Checked, check_up, jump
 from resmerge_jax.diagnostics.diagnose import diagnose_sources
 from resmerge_jax.diagnostics.measure import Settings, open_sources
 from resmerge_jax.diagnostics.totals import totals_of
-from tests import groups
+from tests import adapters, groups
 from tests.spectra import spectrum_matrix
 
 # One shape of matrix, so that all groups of as many experts share their programs.
@@ -93,6 +93,24 @@ def test_a_low_rank(tmp_path):
   found = findings(tmp_path, adapter, update(2))
   assert set(found) == {'lora-like'}
   assert 'numerical rank 8 or less in all 1 matrices' in found['lora-like'].what
+
+
+def test_an_adapter(tmp_path):
+  """Factors are formed for it, and measured as any update."""
+  base, _ = weights()
+  group = groups.write(tmp_path, base, [])
+  module = Q.removesuffix('.weight')
+  tensors = [adapters.factors(base, module, rank=4, seed=i, size=1e-3) for i in (1, 2)]
+  experts = [
+    adapters.write(tmp_path / f'a{i}', each, r=4, lora_alpha=8)
+    for i, each in enumerate(tensors)
+  ]
+  opened = open_sources(group.base, experts, Settings())
+  found = diagnose_sources(opened, 'adapters')
+  assert [f.code for f in found.findings] == ['lora-like', 'lora-like']
+  record = next(r for r in found.records if r['name'] == Q)
+  want = [np.linalg.norm(adapters.merged(base, each)[Q] - base[Q]) for each in tensors]
+  np.testing.assert_allclose(record['delta_norm'], want, rtol=1e-5)
 
 
 def test_sparse_updates_are_not_taken_for_low_rank(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from resmerge_jax.diagnostics import statistics
+from resmerge_jax.diagnostics import measure as measuring
 from resmerge_jax.diagnostics.measure import Settings, measure, open_sources
 from resmerge_jax.errors import InputError
 from resmerge_jax.linalg.krylov import ritz_size
@@ -137,7 +137,7 @@ def test_the_mesh_changes_only_rounding(records, group, mesh):
 
 
 def test_an_estimated_effective_rank_says_so(weights, tmp_path, monkeypatch):
-  monkeypatch.setattr(statistics, 'EXACT_SIDE', several.THIN_ROWS)
+  monkeypatch.setattr(measuring, 'EXACT_SIDE', several.THIN_ROWS)
   base, *experts = ({UP: w[UP]} for w in weights)
   got = run(groups.write(tmp_path, base, experts), effective_rank=True)[UP]
   _, _, d = updates(weights, UP)
