@@ -56,7 +56,8 @@ class Statistics:
       }
       if self.exact_side is not None:
         exact = min(delta_NxRxC.shape) <= self.exact_side
-        found |= _whole_spectra(*another_pass(delta_NxRxC, head), exact=exact)
+        delta_NxRxC, head = another_pass(delta_NxRxC, head)
+        found |= _whole_spectra(delta_NxRxC, head, exact)
     square_W = jnp.diagonal(found['gram_WxW'])
     none = jnp.float32(0)
     return Sums(square_W, changed_W, none, none), found
