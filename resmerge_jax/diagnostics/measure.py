@@ -230,12 +230,12 @@ def _numbers(fetched: Fetched, at: int, exact_LxN: np.ndarray) -> dict[str, Any]
     found['sample_rank_N'] = [rank_of(x) for x in found.pop('sample_NxBxB')]
   if fetched.head is not None:
     n = len(found['norm_R'])
-    head = jax.tree.map(lambda x: np.array(x[at][:n]), fetched.head)
+    head = fetched.head
     found |= {
-      'sigma_NxK': head.sigma_K,
-      'sigma_next_N': head.sigma_next,
-      'error_N': head.error,
-      'certified_N': head.certified,
+      'sigma_NxK': np.array(head.sigma_K[at][:n]),
+      'sigma_next_N': np.array(head.sigma_next[at][:n]),
+      'error_N': np.array(head.error[at][:n]),
+      'certified_N': np.array(head.certified[at][:n]),
       'float64_N': exact_LxN[at][:n],
     }
   return found
