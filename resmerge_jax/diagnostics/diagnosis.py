@@ -17,13 +17,14 @@ equations.
                                   the spacing of the output dtype at W_0
   changed, shared                 RAM's counts: entries with |D_i| over the threshold;
                                   of these the ones that another expert changes too
-  sign_conflict                   of the entries that >= 2 experts change, the share in
-                                  which two of them have different signs
+  several                         entries with D_i != 0 for two experts or more
+  sign_conflict                   of these the share in which two have different signs
   cos_delta_pairs                 cos(D_i, D_j)
   sigma, sigma_next, gap          leading singular values (a list of k per expert), the
                                   next, 1 - sigma_next / sigma_k
   energy                          per expert a list for k = 1..K: sum_{j<=k} sigma_j^2 / ||D_i||^2;
-                                  beyond the head's rank a bound from below
+                                  beyond the head's rank a bound from below;
+                                  None for a zero update
   stable_rank                     ||D_i||^2 / sigma_1^2
   stable_rank_residual            ||R_i||^2 / sigma_{k+1}^2
   effective_rank, effective_rank_residual      exp of the entropy of sigma_j^2 / sum sigma^2

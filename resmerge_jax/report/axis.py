@@ -66,7 +66,9 @@ def logarithmic(values: Iterable[float], start: float, stop: float) -> Axis:
   low, high = below[-1], above[0]
   if low == high:
     low, high = low / 2, high * 2
-  wide = high / low > 150
+  wide = high / low > 1000
+  if wide:
+    low, high = 10.0**first, 10.0**last
   skip = 1 + (last - first) // 7
   ticks = tuple(
     (m * 10.0**e, f'{m * 10.0**e:g}')

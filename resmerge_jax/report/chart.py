@@ -6,6 +6,7 @@ light and one for dark pages. What differs in colour differs in marker or dash t
 """
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Literal
 
@@ -20,8 +21,9 @@ DASHES = (None, '7 4', '2 4')
 HEAD, RESIDUAL, WHOLE = 1, 0, 6  # colours: what is seen twice should look alike
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56.0, 16.0, 46.0, 42.0
 _EDGE = 12.0  # of boxes and bars, which write their labels above
-_LETTER = 7.0  # pixels per letter of a label, on the large side
+_LETTER = 8.0  # pixels per letter of a label, on the large side
 _MARKS = 12  # markers on a line
+MANY = 4  # of more series than these lines are thin, and bands say nothing
 _MARKERS = (
   'M-3.5 0a3.5 3.5 0 1 0 7 0a3.5 3.5 0 1 0 -7 0Z',
   'M-3.2 -3.2H3.2V3.2H-3.2Z',
@@ -85,10 +87,12 @@ class Lines:
       'g',
       *_heading(self.title, label),
       *_y_ticks(up),
+      tag('path', class_='axis', d=f'M{_LEFT:g} {bottom:g}H{WIDTH - _RIGHT:g}'),
       *_x_ticks(across, top, bottom, self.x_label),
       *(_reference(up.at(value), key) for value, key in self.references),
       *(_band(series, self.x, across, up) for series in self.series),
       *(_line(series, self.x, across, up) for series in self.series),
+      class_='many' if len(self.series) > MANY else None,
     )
 
 
@@ -174,6 +178,14 @@ def swatch(key: Key) -> Markup:
   )
 
 
+def brief(names: Sequence[str]) -> list[str]:
+  """Names of which two fit in a row: a long beginning that all share is left out."""
+  start = os.path.commonprefix(list(names)) if len(names) > 1 else ''  # noqa: RUF071
+  cut = max(start.rfind(mark) for mark in '/-_.') + 1
+  kept = [f'…{name[cut:]}' if cut > 8 else name for name in names]
+  return [shorten(name, WIDTH / 2 - _EDGE - 2 * _LETTER) for name in kept]
+
+
 def shorten(label: str, pixels: float) -> str:
   """A label that fits: the middle is left out, as names differ at their ends."""
   letters = int(pixels / _LETTER)
@@ -192,8 +204,7 @@ def _y_ticks(up: Axis) -> list[Markup]:
   parts = []
   for value, text in up.ticks:
     y, right = up.at(value), WIDTH - _RIGHT
-    edge = 'axis' if value == up.low else 'grid'
-    parts.append(tag('path', class_=edge, d=f'M{_LEFT:g} {y:.1f}H{right:g}'))
+    parts.append(tag('path', class_='grid', d=f'M{_LEFT:g} {y:.1f}H{right:g}'))
     parts.append(tag('text', text, class_='tick end', x=_LEFT - 6, y=y + 4))
   return parts
 

@@ -1,11 +1,21 @@
 """How the updates lie to each other: heads against residuals (paper, Figures 5 and 7)."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 
 from resmerge_jax.diagnostics.diagnosis import GroupDiagnosis
 from resmerge_jax.report import layers
-from resmerge_jax.report.chart import HEAD, RESIDUAL, WHOLE, Bars, Boxes, Key, Spread
+from resmerge_jax.report.chart import (
+  HEAD,
+  RESIDUAL,
+  WHOLE,
+  Bars,
+  Boxes,
+  Key,
+  Spread,
+  brief,
+)
 from resmerge_jax.report.figure import Figure, Missing, Table
 from resmerge_jax.report.layers import LayerFigure, Measure
 from resmerge_jax.report.spectral import DIAGNOSE
@@ -55,7 +65,7 @@ def _agreement(groups: Groups) -> LayerFigure:
       Measure('c_R (residuals)', field('c_R'), RESIDUAL),
     ),
     'cosine',
-    'recorded by a merge with resmerge, and by tools.diagnose',
+    f'recorded by a merge with resmerge; else it {DIAGNOSE}',
     of='matrices',
     references=_right_angles(groups, 'c_R'),
   )
@@ -104,60 +114,67 @@ _SIGNS = LayerFigure(
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Pair:
+  """Of two experts of a group the spreads of heads and residuals over a family."""
+
+  group: str
+  family: str
+  names: tuple[str, str]
+  label: str
+  spreads: tuple[Spread, ...]
+
+  @property
+  def size(self) -> float:
+    return max(abs(spread.five[2]) for spread in self.spreads)
+
+
 def _cosines(groups: Groups) -> Figure | Missing:
   """Boxes over matrices, for each pair of experts: heads against residuals."""
   title = 'Cosines between experts, by pair'
-  panels, rows = [], []
-  for group in groups:
-    for family in FAMILY_NAMES:
-      pairs = _pairs(group, family)
-      if not pairs:
-        continue
-      where = FAMILY_NAMES[family]
-      name = where if len(groups) == 1 else f'{group.label}: {where}'
-      kept = sorted(pairs, key=_size, reverse=True)[:MOST_PAIRS]
-      shown = tuple(pair for pair in pairs if pair in kept)
-      if len(shown) < len(pairs):
-        name += f' ({len(shown)} of {len(pairs)} pairs)'
-      panels.append(Boxes(name, shown, 'cosine'))
-      rows += [
-        (group.label, family, label, spread.key.label, *spread.five)
-        for label, spreads in pairs
-        for spread in spreads
-      ]
-  if not panels:
+  families = [
+    pairs
+    for group in groups
+    for family in FAMILY_NAMES
+    if (pairs := _pairs(group, family))
+  ]
+  if not families:
     return Missing(title, f'needs two experts or more; {DIAGNOSE}')
-  held = tuple(
-    v
-    for panel in panels
-    for _, row in panel.rows
-    for spread in row
-    for v in spread.five
-  )
-  return Figure(
-    'cosines',
-    title,
-    'Each box holds the middle half of the matrices, its bar the median; the line '
+  every = [
+    (pair, spread) for pairs in families for pair in pairs for spread in pair.spreads
+  ]
+  held = tuple(value for _, spread in every for value in spread.five)
+  panels = []
+  for pairs in families:
+    shown = sorted(pairs, key=lambda pair: pair.size, reverse=True)[:MOST_PAIRS]
+    name = FAMILY_NAMES[pairs[0].family]
+    name = name if len(groups) == 1 else f'{pairs[0].group}: {name}'
+    if len(shown) < len(pairs):
+      name += f', {len(shown)} of {len(pairs)} pairs'
+    rows = tuple((pair.label, pair.spreads) for pair in pairs if pair in shown)
+    panels.append(Boxes(name, rows, 'cosine', held))
+  caption = (
+    'Each box holds the middle half of the matrices, its bar is the median; the line '
     'reaches from the smallest to the largest. Filled: heads. Open: residuals.'
-    + (
-      f' Of more than {MOST_PAIRS} pairs those with the largest cosines are shown.'
-      if any(panel.title.endswith('pairs)') for panel in panels)
-      else ''
-    ),
-    (_HEAD, _RESIDUAL),
-    tuple(Boxes(p.title, p.rows, p.x_label, held) for p in panels),
-    Table(
-      ('group', 'family', 'experts', 'of', 'smallest', 'quartile', 'median', 'quartile ', 'largest'),
-      tuple(rows),
-    ),
-  )  # fmt: skip
+  )
+  if any(len(pairs) > MOST_PAIRS for pairs in families):
+    caption += (
+      f' Of more than {MOST_PAIRS} pairs those with the largest medians are drawn.'
+    )
+  header = ('group', 'family', 'expert', 'and', 'of')
+  table = Table(
+    (*header, 'smallest', 'lower quartile', 'median', 'upper quartile', 'largest'),
+    tuple((p.group, p.family, *p.names, s.key.label, *s.five) for p, s in every),
+  )
+  return Figure('cosines', title, caption, (_HEAD, _RESIDUAL), tuple(panels), table)
 
 
-def _pairs(group: GroupDiagnosis, family: str) -> list[tuple[str, tuple[Spread, ...]]]:
-  """(names of two experts, spreads of heads and residuals) of every pair."""
+def _pairs(group: GroupDiagnosis, family: str) -> list[_Pair]:
   records = [r for r in group.records if r.get('family') == family and is_matrix(r)]
+  labels = itertools.combinations(brief(group.expert_ids), 2)
+  names = itertools.combinations(group.expert_ids, 2)
   found = []
-  for i, names in enumerate(itertools.combinations(group.expert_ids, 2)):
+  for i, (pair, label) in enumerate(zip(names, labels, strict=True)):
     spreads = []
     for name, key in _FIELDS:
       lists = [record.get(name) or [] for record in records]
@@ -165,12 +182,8 @@ def _pairs(group: GroupDiagnosis, family: str) -> list[tuple[str, tuple[Spread, 
       if held:
         spreads.append(Spread(key, five(held)))
     if spreads:
-      found.append((' · '.join(names), tuple(spreads)))
+      found.append(_Pair(group.label, family, pair, ' · '.join(label), tuple(spreads)))
   return found
-
-
-def _size(pair: tuple[str, tuple[Spread, ...]]) -> float:
-  return max(abs(spread.five[2]) for spread in pair[1])
 
 
 def _shared(groups: Groups) -> Figure | Missing:
@@ -181,6 +194,7 @@ def _shared(groups: Groups) -> Figure | Missing:
   panels, rows = [], []
   for group in groups:
     bars = []
+    short = brief(group.expert_ids)
     for i, name in enumerate(group.expert_ids):
       changed, shared = (_total(group, key, i) for key in ('changed', 'shared'))
       if not changed or shared is None:
@@ -188,7 +202,7 @@ def _shared(groups: Groups) -> Figure | Missing:
       both = 100 * shared / changed
       bars.append(
         (
-          f'{name}: {changed:,} changed',
+          f'{short[i]}: {changed:,} changed',
           tuple(zip(keys, (both, 100 - both), strict=True)),
         )
       )

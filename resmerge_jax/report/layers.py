@@ -6,11 +6,10 @@ from collections.abc import Sequence
 
 from resmerge_jax.diagnostics.diagnosis import GroupDiagnosis
 from resmerge_jax.report.axis import spans_decades
-from resmerge_jax.report.chart import COLOURS, DASHES, Key, Lines, Series
+from resmerge_jax.report.chart import COLOURS, DASHES, MANY, Key, Lines, Series
 from resmerge_jax.report.figure import Figure, Missing, Table
 from resmerge_jax.report.values import FAMILY_NAMES, Pick, Point, by_layer, families
 
-_MOST_BANDS = 4  # more lie over each other and say nothing
 _MEANS = ' Lines: means over the {what} of a layer{bands}.'
 
 
@@ -113,7 +112,7 @@ def _figure(
   keys: list[Key],
 ) -> Figure:
   points = [p for lines in drawn.values() for _, held in lines for p in held.values()]
-  bands = len(keys) <= _MOST_BANDS and any(p.low < p.high for p in points)
+  bands = len(keys) <= MANY and any(p.low < p.high for p in points)
   references = tuple(
     (value, Key(label, 0, kind='reference')) for value, label in spec.references
   )

@@ -7,7 +7,7 @@ import re
 _FORBIDDEN = re.compile(
   '[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]'
 )
-_VOID = {'meta', 'br'}
+_VOID = {'meta'}
 
 
 class Markup(str):

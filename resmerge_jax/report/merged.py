@@ -11,8 +11,8 @@ from resmerge_jax.report.layers import LayerFigure, Measure
 from resmerge_jax.report.values import FAMILY_NAMES, field, is_matrix, ratio
 
 Groups = Sequence[GroupDiagnosis]
-RECORDED = 'recorded by a merge: diagnose a merged model'
-RESMERGE = 'recorded by a merge with resmerge: diagnose such a model'
+RECORDED = 'recorded by a merge: tools.diagnose --merged=MERGED'
+RESMERGE = 'recorded by a merge with resmerge: tools.diagnose --merged=MERGED'
 
 
 def figures(groups: Groups) -> list[Figure | Missing]:
@@ -53,7 +53,7 @@ _DISTANCE = LayerFigure(
   '‖W − Wᵢ‖ / ‖Dᵢ‖: 0 is the expert itself, 1 is as far from it as the base is.',
   (Measure('distance', ratio('distance', 'delta_norm')),),
   'in lengths of the expert’s update',
-  'measured by tools.diagnose where it is given a merged model',
+  'needs all weights: tools.diagnose with --merged, --base and --experts',
   by_expert=True,
   references=((1.0, 'as far as the base'),),
 )

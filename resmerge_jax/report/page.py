@@ -1,5 +1,7 @@
 """report.html: one file, no network; findings first, then numbers, pictures, tables."""
 
+import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,9 +39,7 @@ def page(diagnosis: Diagnosis, sections: Sequence[Section]) -> str:
   """The whole report, a function of its arguments alone."""
   groups = diagnosis.groups
   labels = ', '.join(group.label for group in groups)
-  title = (
-    f'Diagnosis of {labels}' if len(groups) > 1 else 'Diagnosis of an expert group'
-  )
+  title = f'Diagnosis of {labels}'
   anchors = [('check-up', 'Check-up'), ('summary', 'Summary')]
   anchors += [(key, name) for key, name, _ in sections]
   anchors += [('tensors', 'Tensors'), ('how', 'How it was computed')]
@@ -89,40 +89,45 @@ def _subject(group: GroupDiagnosis, named: bool) -> Markup:
 
 
 def _checkup(groups: Sequence[GroupDiagnosis]) -> Markup:
-  found = [(group, finding) for group in groups for finding in group.findings]
+  """A card per finding; those of one kind, with the same words of advice, share one."""
+  found = [(group.label, finding) for group in groups for finding in group.findings]
   if not found:
-    return tag('p', 'No finding: nothing that the check-up looks for was seen.')
+    return tag(
+      'p', 'No finding: what was measured shows nothing that the check-up looks for.'
+    )
   found.sort(key=lambda pair: LEVELS.index(pair[1].level))  # stable: groups in order
   tally = []
   for level in LEVELS:
     count = sum(finding.level == level for _, finding in found)
     name = tag('span', f'{level}{"s" * (count != 1)}', class_=level)
     tally.append(tag('li', tag('b', f'{count} '), name))
-  cards = [
-    _card(finding, group.label if len(groups) > 1 else '') for group, finding in found
-  ]
+  cards = []
+  for _, alike in itertools.groupby(
+    found,
+    key=lambda pair: dataclasses.replace(pair[1], what=''),
+  ):
+    pairs = list(alike)
+    facts = [f'{label}: {f.what}' if len(groups) > 1 else f.what for label, f in pairs]
+    cards.append(_card(pairs[0][1], facts))
   return tag('div', tag('ul', *tally, class_='tally'), *cards)
 
 
-def _card(finding: Finding, label: str) -> Markup:
+def _card(finding: Finding, facts: Sequence[str]) -> Markup:
+  """The finding with its words, of several facts that share them."""
   shown = finding.tensors[:MOST_TENSORS]
   rest = len(finding.tensors) - len(shown)
   count = f'{len(finding.tensors):,} tensor{"s" * (len(finding.tensors) != 1)}'
   items = [tag('li', tag('code', name)) for name in shown]
   if rest:
     items.append(tag('li', f'and {rest:,} more'))
+  level = tag('span', finding.level, class_='level')
   return tag(
     'div',
-    tag(
-      'div',
-      tag('span', finding.level, class_='level'),
-      tag('h4', f'{label}: {finding.what}' if label else finding.what),
-    ),
+    *(tag('div', level, tag('h4', fact)) for fact in facts),
     tag('p', tag('b', 'What it does: '), finding.consequence),
     tag('p', tag('b', 'What to do: '), finding.advice),
     tag('details', tag('summary', count), tag('ul', *items)) if shown else '',
     class_=f'finding {finding.level}',
-    id=None if label else finding.code,
   )
 
 

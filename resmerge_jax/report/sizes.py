@@ -31,7 +31,7 @@ _SPECS = (
     'they are stored: a change too small for the stored dtype is none.',
     (Measure('unchanged', field('zero_fraction', 100.0)),),
     '% of entries',
-    'counted by every merge and by tools.diagnose',
+    'counted by every merge, and by tools.diagnose',
     by_expert=True,
   ),
   LayerFigure(

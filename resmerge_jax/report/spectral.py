@@ -20,11 +20,12 @@ from resmerge_jax.report.values import (
 )
 
 Groups = Sequence[GroupDiagnosis]
-DIAGNOSE = 'measured by tools.diagnose from the base and the experts'
+DIAGNOSE = 'needs the weights: tools.diagnose with --base and --experts'
 
 
 def figures(groups: Groups) -> list[Figure | Missing]:
-  k = max((_depth(record) for _, record in of_groups(groups)), default=0)
+  # No further than every group goes: a line that ends early would seem to be flat.
+  k = min(max(map(_depth, group.records), default=0) for group in groups)
   return [
     layers.draw(_energy_figure(1), groups),
     *(
@@ -32,12 +33,13 @@ def figures(groups: Groups) -> list[Figure | Missing]:
       if k > 1
       else [Missing('Energy of the first k directions', _MORE)]
     ),
+    layers.draw(_GAP, groups),
     layers.draw(_STABLE, groups),
     _effective(groups),
   ]
 
 
-_MORE = 'needs more than one leading singular value per expert: a larger head rank'
+_MORE = 'needs more than one singular value per expert: tools.diagnose --head_rank=4'
 _STABLE = LayerFigure(
   'stable_rank',
   'Stable rank, with the head and without',
@@ -50,6 +52,16 @@ _STABLE = LayerFigure(
   'stable rank',
   DIAGNOSE,
 )
+_GAP = LayerFigure(
+  'gap',
+  'Gap behind the head',
+  '1 − σ₍ₖ₊₁₎ / σₖ, where the head has k directions. Near 0 the next direction is as '
+  'strong, and which of them counts as the head is chance.',
+  (Measure('gap', field('gap')),),
+  'gap (no unit)',
+  'recorded by a merge that computes heads, and by tools.diagnose',
+  by_expert=True,
+)
 _EFFECTIVE = LayerFigure(
   'effective_rank',
   'Effective rank, with the head and without',
@@ -60,7 +72,7 @@ _EFFECTIVE = LayerFigure(
     Measure('without its head', field('effective_rank_residual'), RESIDUAL),
   ),
   'effective rank',
-  'needs the whole spectrum; ask tools.diagnose for the effective rank',
+  'needs whole spectra: tools.diagnose --effective_rank',
 )
 
 
@@ -73,7 +85,10 @@ def _energy_figure(k: int) -> LayerFigure:
     )
   else:
     title = f'Energy of the first {k} directions, by layer'
-    caption = f'The share of an update’s squared length in its first {k} directions.'
+    caption = (
+      f'The share of an update’s squared length in its first {k} directions; beyond the '
+      'rank of the head a bound from below.'
+    )
   measure = Measure(title, energy(k))
   return LayerFigure(
     'leading_energy' if k == 1 else 'top_energy', title, caption, (measure,),
@@ -118,7 +133,7 @@ def _cumulative(groups: Groups, most: int) -> Figure:
     'Energy of the first k directions',
     'The share of an update’s squared length in its first k singular directions: mean '
     'over the matrices of a family. A line that starts high and soon flattens is a '
-    'concentrated update.',
+    'concentrated update. Beyond the rank of the head it is a bound from below.',
     tuple(key for key, _, _ in lines),
     tuple(panels),
     Table(('family', 'k', *(key.label for key, _, _ in lines)), tuple(rows)),

@@ -31,6 +31,7 @@ text.middle{text-anchor:middle}
 .axis{stroke:var(--soft)}
 .reference{stroke:var(--soft);stroke-width:1.5;stroke-dasharray:1 3}
 .line{stroke:currentColor;stroke-width:1.8;stroke-linejoin:round}
+.many .line{stroke-width:1.1}
 .band{fill:currentColor;fill-opacity:.13}
 .mark{fill:currentColor}
 .hollow,.open{fill:var(--page);stroke:currentColor;stroke-width:1.5}

@@ -1,33 +1,33 @@
 """The numbers to read first, each with a sentence that says what it means."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from resmerge_jax.diagnostics.diagnosis import GroupDiagnosis
 from resmerge_jax.report.geometry import chance
 from resmerge_jax.report.markup import Markup, tag
-from resmerge_jax.report.values import Pick, energy, field, numbers, overall
+from resmerge_jax.report.values import numbers
 
 Groups = Sequence[GroupDiagnosis]
 
 
 def experts(groups: Groups) -> Markup:
   """A row per expert. Columns without a number anywhere are left out."""
-  columns = [
-    column
-    for column in _COLUMNS
-    if any(
-      column.of(group, i) is not None
-      for group in groups
-      for i in range(len(group.expert_ids))
-    )
-  ]
+  every = [(group, i) for group in groups for i in range(len(group.expert_ids))]
+  columns = [c for c in _COLUMNS if any(c.value(*one) is not None for one in every)]
   header = ['group', 'expert', *(column.name for column in columns)]
   rows = [
-    [group.label, name, *(column.show(column.of(group, i)) for column in columns)]
-    for group in groups
-    for i, name in enumerate(group.expert_ids)
+    [
+      group.label,
+      group.expert_ids[i],
+      *(
+        (_percent if column.percent else _plain)(column.value(group, i))
+        for column in columns
+      ),
+    ]
+    for group, i in every
   ]
   if len(groups) == 1:
     header, rows = header[1:], [row[1:] for row in rows]
@@ -42,73 +42,64 @@ def groups_table(groups: Groups) -> Markup:
   """A row per measure of geometry, a column per group, and what the number means."""
   rows = []
   for measure in _MEASURES:
-    found = [overall(group, measure.pick) for group in groups]
-    if not any(found):
+    values = [measure.value(group) for group in groups]
+    if all(value is None for value in values):
       continue
     said = [measure.meaning]
-    for group, p in zip(groups, found, strict=True):
-      if p and measure.reading:
+    for group, value in zip(groups, values, strict=True):
+      if value is not None and measure.reading:
         who = f'{group.label}: ' if len(groups) > 1 else ''
-        said.append(who + measure.reading(p.mean, len(group.expert_ids)))
-    values = [_plain(p.mean if p else None) for p in found]
-    rows.append([measure.name, *values, ' '.join(said)])
+        said.append(who + measure.reading(value, len(group.expert_ids)))
+    rows.append([measure.name, *map(_plain, values), ' '.join(said)])
   if not rows:
     return tag(
       'p',
-      'How the experts lie to each other was not measured: run tools.diagnose on the '
-      'base and two experts or more.',
+      'How the experts lie to each other was not measured: run tools.diagnose with '
+      '--base and two --experts or more.',
       class_='missing',
     )
-  names = [g.label for g in groups] if len(groups) > 1 else ['mean over matrices']
+  names = [g.label for g in groups] if len(groups) > 1 else ['value']
   kinds = ['text', *([''] * len(groups)), 'prose']
   return _table(['', *names, 'what it means'], kinds, rows)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Column:
+  """`name` is what a reader sees, `total` what `GroupDiagnosis.totals` calls it."""
+
   name: str
+  total: str
   meaning: str
-  of: Callable[[GroupDiagnosis, int], float | None]
-  show: Callable[[float | None], str]
+  percent: bool = True
+
+  def value(self, group: GroupDiagnosis, expert: int) -> float | None:
+    return _first(_total(group, self.total), expert, self.percent)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Measure:
   name: str
+  total: str
   meaning: str
-  pick: Pick
   reading: Callable[[float, int], str] | None = None
+  percent: bool = False
+
+  def value(self, group: GroupDiagnosis) -> float | None:
+    """Over all pairs, of measures that have one number for each."""
+    held = numbers(_total(group, self.total))
+    return (100 if self.percent else 1) * statistics.fmean(held) if held else None
 
 
-def _relative(group: GroupDiagnosis, expert: int) -> float | None:
-  """||D_i|| / ||W_0|| over all tensors that have both."""
-  squares = [0.0, 0.0]
-  for record in group.records:
-    delta = numbers((record.get('delta_norm') or [])[expert : expert + 1])
-    base = numbers(record.get('base_norm'))
-    if delta and base:
-      squares[0] += delta[0] ** 2
-      squares[1] += base[0] ** 2
-  return 100 * math.sqrt(squares[0] / squares[1]) if squares[1] else None
+def _total(group: GroupDiagnosis, name: str) -> Any:
+  """A number over all tensors, or the mean over matrices."""
+  total = group.totals.get(name)
+  return total.get('mean') if isinstance(total, Mapping) else total
 
 
-def _unchanged(group: GroupDiagnosis, expert: int) -> float | None:
-  """Share of zeros over all entries of all tensors."""
-  zeros = size = 0.0
-  for record in group.records:
-    share = numbers((record.get('zero_fraction') or [])[expert : expert + 1])
-    if share:
-      entries = math.prod(record.get('shape', ()))
-      zeros, size = zeros + share[0] * entries, size + entries
-  return 100 * zeros / size if size else None
-
-
-def _mean(pick: Pick) -> Callable[[GroupDiagnosis, int], float | None]:
-  def of(group: GroupDiagnosis, expert: int) -> float | None:
-    found = overall(group, pick, expert)
-    return found.mean if found else None
-
-  return of
+def _first(total: Any, expert: int, percent: bool) -> float | None:
+  """Of an expert; of its energies, the first."""
+  of_one = numbers((total or [])[expert : expert + 1])
+  return (100 if percent else 1) * of_one[0] if of_one else None
 
 
 def _percent(value: float | None) -> str:
@@ -116,50 +107,48 @@ def _percent(value: float | None) -> str:
 
 
 def _plain(value: float | None) -> str:
-  return '–' if value is None else f'{value:.3g}'.replace('-', '−')
+  if value is None:
+    return '–'
+  return (f'{value:.3g}' if abs(value) >= 1 else f'{value:.3f}').replace('-', '−')
 
 
 _COLUMNS = (
   _Column(
     'length beside the base',
+    'relative_norm',
     'Length of the whole update over the length of the whole base: how far training '
     'moved the model.',
-    _relative,
-    _percent,
   ),
   _Column(
     'unchanged entries',
+    'zero_fraction',
     'The share of all weights that are exactly those of the base.',
-    _unchanged,
-    _percent,
   ),
   _Column(
     'below a step',
+    'below_step',
     'Of the changed entries, the share that moves by less than a step of the output '
-    'dtype (mean over matrices).',
-    _mean(field('below_step', 100.0)),
-    _percent,
+    'dtype.',
   ),
   _Column(
     'leading energy',
+    'energy',
     'The share of a matrix’s update that lies in one direction, in squared length (mean '
     'over matrices). The more, the more of it is in the head.',
-    _mean(energy(1)),
-    _percent,
   ),
   _Column(
     'stable rank',
+    'stable_rank',
     'How many directions as strong as the first the update of a matrix would fill '
     '(mean over matrices).',
-    _mean(field('stable_rank')),
-    _plain,
+    percent=False,
   ),
   _Column(
     'effective rank',
+    'effective_rank',
     'How many directions the update of a matrix uses, weak ones included (mean over '
     'matrices).',
-    _mean(field('effective_rank')),
-    _plain,
+    percent=False,
   ),
 )
 
@@ -190,50 +179,51 @@ def _against_zero(value: float, n: int) -> str:
 _MEASURES = (
   _Measure(
     'Agreement of residuals, c_R',
+    'c_R',
     'Mean cosine of the residuals to their common direction; 1 if they are alike.',
-    field('c_R'),
     _against_chance,
   ),
   _Measure(
     'Agreement of heads, S_H',
+    'S_H',
     'Mean positive cosine between heads: the gate that lets ResMerge add the mean head. '
     '0 shuts it, 1 opens it fully.',
-    field('S_H'),
   ),
   _Measure(
     'Retention of heads, Ret_H',
+    'retention_head',
     'What plain averaging keeps of the heads’ length.',
-    field('retention_head'),
     _against_chance,
   ),
   _Measure(
     'Retention of residuals, Ret_R',
+    'retention_residual',
     'What plain averaging keeps of the residuals’ length.',
-    field('retention_residual'),
     _against_chance,
   ),
   _Measure(
-    'Cosine of updates',
-    'Mean cosine between two whole updates of a matrix.',
-    field('cos_delta_pairs'),
-    _against_zero,
-  ),
-  _Measure(
     'Cosine of heads',
-    'Mean cosine between two heads.',
-    field('cos_head_pairs'),
+    'cos_head_pairs',
+    'Mean cosine between the heads of two experts.',
     _against_zero,
   ),
   _Measure(
     'Cosine of residuals',
-    'Mean cosine between two residuals.',
-    field('cos_residual_pairs'),
+    'cos_residual_pairs',
+    'Mean cosine between the residuals of two experts.',
+    _against_zero,
+  ),
+  _Measure(
+    'Cosine of updates',
+    'cos_delta_pairs',
+    'Cosine between the whole updates of two experts, all tensors together.',
     _against_zero,
   ),
   _Measure(
     'Sign conflicts, %',
-    'Of the entries that two or more experts change, the share with opposite signs.',
-    field('sign_conflict', 100.0),
+    'sign_conflict',
+    'Of the entries that two or more experts change, the share with different signs.',
+    percent=True,
   ),
 )
 

@@ -54,12 +54,12 @@ def field(name: str, scale: float = 1.0) -> Pick:
 
 
 def energy(k: int) -> Pick:
-  """Share of ||D_i||^2 in the first k directions, in percent."""
+  """Share of ||D_i||^2 in the first k directions (or all, if fewer), in percent."""
 
   def pick(record: Record, expert: int | None) -> list[float]:
     of_experts = record.get('energy') or []
     chosen = of_experts if expert is None else of_experts[expert : expert + 1]
-    held = [of_one[k - 1] for of_one in chosen if of_one and len(of_one) >= k]
+    held = [of_one[min(k, len(of_one)) - 1] for of_one in chosen if of_one]
     return [100 * number for number in numbers(held)]
 
   return pick

@@ -68,9 +68,27 @@ def group(
         | _matrix(rng, n, k, share, math.prod(shape))
       )
   return GroupDiagnosis(
-    label, 'Qwen/Qwen2.5-0.5B', tuple(experts), tuple(records), {},
+    label, 'Qwen/Qwen2.5-0.5B', tuple(experts), tuple(records), totals(records),
     tuple(findings), MERGE_FACTS, ('1 tensor is copied: it has no numbers',),
   )  # fmt: skip
+
+
+def totals(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """Those that the summary shows, of equal weight where real ones are by entries."""
+  matrices = [record for record in records if 'sigma' in record]
+  found: dict[str, Any] = {
+    name: np.mean([record[name] for record in matrices], axis=0).tolist()
+    for name in (
+      'relative_norm', 'zero_fraction', 'below_step', 'cos_delta_pairs', 'sign_conflict',
+    )
+  }  # fmt: skip
+  for name in (
+    'energy', 'stable_rank', 'effective_rank', 'c_R', 'S_H', 'retention_head',
+    'retention_residual', 'cos_head_pairs', 'cos_residual_pairs',
+  ):  # fmt: skip
+    values = np.array([record[name] for record in matrices])
+    found[name] = {'mean': values.mean(0).tolist(), 'std': values.std(0).tolist()}
+  return found
 
 
 def groups(*made: GroupDiagnosis) -> Diagnosis:
@@ -84,7 +102,8 @@ def without(of_one: GroupDiagnosis, *names: str) -> GroupDiagnosis:
     for record in of_one.records
   )
   return GroupDiagnosis(
-    of_one.label, of_one.base, of_one.expert_ids, records, of_one.totals,
+    of_one.label, of_one.base, of_one.expert_ids, records,
+    {key: value for key, value in of_one.totals.items() if key not in names},
     of_one.findings, None, of_one.notes,
   )  # fmt: skip
 
@@ -132,6 +151,7 @@ def _matrix(
     'below_step': np.clip(wobble(0.2), 0, 1).tolist(),
     'changed': changed,
     'shared': [int(0.4 * c) for c in changed],
+    'several': changed[0] // 3,
     'sign_conflict': float(np.clip(rng.normal(0.45, 0.05), 0, 1)),
     'cos_delta_pairs': rng.normal(0.1, 0.05, n_pairs).tolist(),
     'sigma': sigma,
