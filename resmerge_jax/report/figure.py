@@ -8,9 +8,12 @@ import dataclasses
 from collections.abc import Sequence
 
 from resmerge_jax.report import style
-from resmerge_jax.report.chart import WIDTH, Key, Panel, shorten, swatch
+from resmerge_jax.report.chart import WIDTH, Key, shorten, swatch
+from resmerge_jax.report.lines import Lines
 from resmerge_jax.report.markup import Markup, tag
+from resmerge_jax.report.rows import Bars, Boxes
 
+Panel = Lines | Boxes | Bars
 SVG = 'http://www.w3.org/2000/svg'  # the name of the language, which no browser fetches
 _LINE = 20.0
 _LETTER = 8.6  # of a title's pixels, on the large side

@@ -6,18 +6,10 @@ from collections.abc import Sequence
 
 from resmerge_jax.diagnostics.diagnosis import GroupDiagnosis
 from resmerge_jax.report import layers
-from resmerge_jax.report.chart import (
-  HEAD,
-  RESIDUAL,
-  WHOLE,
-  Bars,
-  Boxes,
-  Key,
-  Spread,
-  brief,
-)
+from resmerge_jax.report.chart import HEAD, RESIDUAL, WHOLE, Key, brief
 from resmerge_jax.report.figure import Figure, Missing, Table
 from resmerge_jax.report.layers import LayerFigure, Measure
+from resmerge_jax.report.rows import Bars, Boxes, Spread
 from resmerge_jax.report.spectral import DIAGNOSE
 from resmerge_jax.report.values import FAMILY_NAMES, field, five, is_matrix, numbers
 

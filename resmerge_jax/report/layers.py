@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from resmerge_jax.diagnostics.diagnosis import GroupDiagnosis
 from resmerge_jax.report.axis import spans_decades
-from resmerge_jax.report.chart import COLOURS, DASHES, MANY, Key, Lines, Series
+from resmerge_jax.report.chart import COLOURS, DASHES, Key
 from resmerge_jax.report.figure import Figure, Missing, Table
+from resmerge_jax.report.lines import MANY, Lines, Series
 from resmerge_jax.report.values import FAMILY_NAMES, Pick, Point, by_layer, families
 
 _MEANS = ' Lines: means over the {what} of a layer{bands}.'

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from resmerge_jax.diagnostics.diagnosis import GroupDiagnosis
 from resmerge_jax.report import layers
-from resmerge_jax.report.chart import COLOURS, HEAD, RESIDUAL, WHOLE, Bars, Key
+from resmerge_jax.report.chart import COLOURS, HEAD, RESIDUAL, WHOLE, Key
 from resmerge_jax.report.figure import Figure, Missing, Table
 from resmerge_jax.report.layers import LayerFigure, Measure
+from resmerge_jax.report.rows import Bars
 from resmerge_jax.report.values import FAMILY_NAMES, field, is_matrix, ratio
 
 Groups = Sequence[GroupDiagnosis]

@@ -158,7 +158,7 @@ def _against_chance(value: float, n: int) -> str:
   if n < 2:
     return 'One expert: it agrees with itself.'
   at = chance(n)
-  angles = f'what {n} at right angles would give ({at:.2f})'
+  angles = f'what {n} of one length at right angles would give ({at:.2f})'
   if abs(value - at) <= 0.02:
     return f'{value:.2f} is about {angles}.'
   return f'{value:.2f} is {"more" if value > at else "less"} than {angles}.'

@@ -243,7 +243,7 @@ def test_the_summary_reads_numbers_against_right_angles(tmp_path, n, said):
   group = small(experts=['a', 'b', 'c'][:n])
   group.totals['c_R'] = {'mean': 0.65}  # 1 / sqrt(3) = 0.58, 1 / sqrt(2) = 0.71
   text = written(diagnoses.groups(group), tmp_path).text
-  assert f'0.65 is {said} what {n} at right angles would give' in text
+  assert f'0.65 is {said} what {n} of one length at right angles would give' in text
 
 
 def test_the_table_of_tensors_is_bounded_and_points_to_all(tmp_path):
