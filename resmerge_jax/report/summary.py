@@ -103,7 +103,7 @@ def _first(total: Any, expert: int, percent: bool) -> float | None:
 
 
 def _percent(value: float | None) -> str:
-  return '–' if value is None else f'{value:.3g} %'
+  return '–' if value is None else f'{value:.3g}\u00a0%'
 
 
 def _plain(value: float | None) -> str:
