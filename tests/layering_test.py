@@ -36,9 +36,10 @@ ALLOWED = {
   'lab': GROUND | {'checkpoint', 'models', 'pipeline'},
   'scores': {'errors'},
   'diagnostics': NUMERIC | FILES | {'config', 'parameters', 'pipeline', 'writers'},
+  'report': GROUND | {'diagnostics'},
   'pipeline': NUMERIC | FILES | {'config', 'parameters', 'writers'},
   'cli': NUMERIC | FILES
-  | {'config', 'parameters', 'writers', 'pipeline', 'synthetic', 'bench', 'lab', 'mergekit_yaml', 'scores', 'diagnostics', '__init__'},
+  | {'config', 'parameters', 'writers', 'pipeline', 'synthetic', 'bench', 'lab', 'mergekit_yaml', 'scores', 'diagnostics', 'report', '__init__'},
 }  # fmt: skip
 NEVER = {'torch', 'transformers', 'mergekit', 'matplotlib'}
 REMOTE = {'tensorstore', 'fsspec', 'huggingface_hub'}  # loaded for an address only
@@ -50,6 +51,7 @@ NO_JAX = {
   'synthetic',
   'bench',
   'scores',
+  'report',
   *GROUND,
 }
 # May import matplotlib, where they draw.
