@@ -20,7 +20,6 @@ Examples:
 
 import contextlib
 import dataclasses
-import importlib.util
 import pathlib
 import shutil
 from collections.abc import Iterator, Sequence
@@ -54,7 +53,7 @@ class Asked(NamedTuple):
 
 def main(argv: list[str]) -> None:
   """Diagnoses, writes the folder, prints the summary."""
-  from resmerge_jax import processes
+  from resmerge_jax import processes, report
   from resmerge_jax.checkpoint.remote import scheme_of
   from resmerge_jax.diagnostics.diagnosis import Diagnosis
   from resmerge_jax.diagnostics.folder import new_folder, write_data
@@ -83,8 +82,7 @@ def main(argv: list[str]) -> None:
       return
     with new_folder(output, given.overwrite) as folder:
       write_data(diagnosis, folder)
-      if importlib.util.find_spec('resmerge_jax.report'):
-        importlib.import_module('resmerge_jax.report').write(diagnosis, folder)
+      report.write(diagnosis, folder)
   print(as_text(diagnosis))
   print(f'\n{output}: {", ".join(sorted(file.name for file in output.iterdir()))}')
 
