@@ -31,6 +31,20 @@ OUTPUT_CODES = {'bfloat16': 'BF16', 'float16': 'F16', 'float32': 'F32'}
 
 
 @dataclasses.dataclass(frozen=True)
+class Given:
+  """What a file of the user says of single tensors, beside their rules.
+
+  `arrays`: what a method gets of a matrix, by name. `weights`: one per expert for a
+  tensor, in the place of the merge's.
+  """
+
+  file: str = ''
+  sha256: str = ''
+  arrays: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+  weights: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class MergePlan:
   """What will be read, computed and written; sizes in bytes."""
 
@@ -42,6 +56,7 @@ class MergePlan:
   warnings: tuple[str, ...]
   budget: int
   devices: Accelerators | Cpu = Cpu()  # noqa: RUF009 (frozen)
+  given: Given = Given()
 
   @property
   def bytes_read(self) -> int:
