@@ -74,7 +74,7 @@ def merge(
     scale_N, mask_NxS = context.weights_N, context.found['mask_NxS']
   else:
     kept_S = jnp.arange(blocks.short) < params.kept(blocks.short, n)
-    scale_N, mask_NxS = jnp.full(n, params.scale), jnp.tile(kept_S, (n, 1))
+    scale_N, mask_NxS = jnp.full(n, params.scale, jnp.float32), jnp.tile(kept_S, (n, 1))
 
   def one(
     gram_and_mask: tuple[jax.Array, jax.Array],

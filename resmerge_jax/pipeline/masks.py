@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -22,12 +21,15 @@ def with_masks(plan: MergePlan, group: ExpertGroup) -> MergePlan:
   Raises:
     InputError: masks that are not those of this group and this plan; all of them.
   """
-  chosen = {s.chosen.method for s in plan.stacks if _takes_masks(s.chosen.method)}
-  if not chosen:
+  found = (stack.chosen.method for stack in plan.stacks)
+  chosen = {params for params in found if isinstance(params, RankMask)}
+  if not any(params.masks for params in chosen):
     return plan
   if len(chosen) > 1:
     raise InputError(
-      'rank_mask: rules with other masks, or another scale, than the rest'
+      'rank_mask: masks, and rules with other parameters of it',
+      map(str, chosen),
+      fix='give the rules the parameters of the merge, or another method',
     )
   params, n = chosen.pop(), len(group.experts)
   file = read_mask_file(params.masks)
@@ -60,7 +62,7 @@ def mask_shapes(plan: MergePlan, n_experts: int) -> dict[str, tuple[int, ...]]:
   return {
     name: (n_experts, min(stack.n_rows, stack.n_cols))
     for stack in plan.stacks
-    if _takes_masks(stack.chosen.method)
+    if isinstance(stack.chosen.method, RankMask)
     for name in stack.names
   }
 
@@ -72,14 +74,10 @@ def coefficient_names(plan: MergePlan) -> list[str]:
   names = (
     find(plan.layout.where, name)[0].name
     for stack in plan.stacks
-    if stack.action == 'task_arithmetic' or _takes_masks(stack.chosen.method)
+    if stack.action == 'task_arithmetic' or isinstance(stack.chosen.method, RankMask)
     for name in stack.names
   )
   return list(dict.fromkeys(names))
-
-
-def _takes_masks(params: Any) -> bool:
-  return isinstance(params, RankMask) and bool(params.masks)
 
 
 def _check_experts(file: MaskFile, group: ExpertGroup) -> None:
