@@ -129,7 +129,8 @@ def load_known(opened: Opened, put: Put, say: Callable[[str], None]) -> Known:
         updates[name] = Factors(put(left), put(right))
       elif name in opened.scaled:
         updates[name] = put(np.stack(stored[1:]) - stored[0])
-      say(f'taking apart: {count} of {len(opened.places)} tensors')
+      if count % 50 == 0 or count == len(opened.places):
+        say(f'taken apart: {count} of {len(opened.places)} tensors')
   return Known(base, updates)
 
 
