@@ -102,8 +102,8 @@ def batches(
 ) -> Iterator[Batch]:
   """Endless: `size` prompts of each expert, each its own in a new order every round."""
   width = max(len(ids) for own in prompts for ids in own)
-  orders = [_rounds(len(own), np.random.default_rng([seed, i])) for i, own in
-            enumerate(prompts)]  # fmt: skip
+  rngs = [np.random.default_rng([seed, i]) for i in range(len(prompts))]
+  orders = [_rounds(len(own), rng) for own, rng in zip(prompts, rngs, strict=True)]
   while True:
     tokens_NxBxT = np.zeros((len(prompts), size, width), np.int32)
     lengths_NxB = np.zeros((len(prompts), size), np.int32)

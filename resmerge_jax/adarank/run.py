@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +58,8 @@ class Settings:
       for name in ('steps', 'batch', 'learning_rate')
       if not 0 < getattr(self, name) < math.inf
     ]
+    if self.positions not in get_args(Positions):
+      wrong.append(f'positions: got {self.positions!r}, expected all or last')
     if wrong:
       raise InputError('settings out of range', wrong)
 
@@ -95,15 +97,9 @@ def learn(
     InputError: more memory is needed than there is, or NaN in the weights.
   """
   mesh = jax.make_mesh((jax.local_device_count(),), ('all',), (AxisType.Auto,))
-  n = len(opened.experts)
   drawn = batches(prompts, settings.batch, settings.seed)
   shapes = known_shapes(opened, lambda shape: _shape(mesh, shape))
-  kept = {
-    name: RankMask(settings.rank_ratio).kept(rank, n)
-    for name, rank in opened.ranks.items()
-  }
-  learned = start(shapes.updates, n, kept, settings.prior)
-  learning = Learning(learned, adam(settings.learning_rate).init(learned))
+  learning = _begin(opened, shapes, settings)
   first = next(drawn)
   step = make_step(
     opened.model, opened.places, settings.positions, settings.learning_rate
@@ -126,6 +122,13 @@ def learn(
       mean = float(curve[-1].entropy_N.mean())
       say(f'step {number}: entropy {mean:.4f}, {float(report.kept):.1%} kept')
   return Outcome(known, learning.learned, curve)
+
+
+def _begin(opened: Opened, shapes: Known, settings: Settings) -> Learning:
+  n, params = len(opened.experts), RankMask(settings.rank_ratio, settings.prior)
+  kept = {name: params.kept(rank, n) for name, rank in opened.ranks.items()}
+  learned = start(shapes.updates, n, kept, settings.prior)
+  return Learning(learned, adam(settings.learning_rate).init(learned))
 
 
 def curve_csv(outcome: Outcome, experts: Sequence[str]) -> str:

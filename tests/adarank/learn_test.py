@@ -185,5 +185,7 @@ def test_batches_go_round_all_prompts():
 def test_settings():
   with pytest.raises(InputError, match='steps: got 0, expected more than 0'):
     Settings(steps=0, learning_rate=0.1)
+  with pytest.raises(InputError, match="positions: got 'first', expected all or last"):
+    Settings(positions='first')
   with pytest.raises(InputError, match='rank_ratio: got 2'):
     Settings(rank_ratio=2)
