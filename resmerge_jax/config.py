@@ -173,6 +173,7 @@ def choose(
       redone=method.head_rank(params) > 0 and len(tensor.shape) > 1,
       on_factors=method.on_factors and not post,
       loses_rank=method.loses_rank(params),
+      spans=method.spans,
     )
 
   return chosen

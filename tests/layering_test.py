@@ -34,12 +34,13 @@ ALLOWED = {
   'bench': {'checkpoint', 'synthetic', 'sizes', 'errors', 'types', 'version', '__init__'},
   'models': FILES | {'writers'},
   'lab': GROUND | {'checkpoint', 'models', 'pipeline'},
+  'adarank': NUMERIC | FILES | {'config', 'models', 'pipeline'},
   'scores': {'errors'},
   'diagnostics': NUMERIC | FILES | {'config', 'parameters', 'pipeline', 'writers'},
   'report': GROUND | {'diagnostics'},
   'pipeline': NUMERIC | FILES | {'config', 'parameters', 'writers'},
   'cli': NUMERIC | FILES
-  | {'config', 'parameters', 'writers', 'pipeline', 'synthetic', 'bench', 'lab', 'mergekit_yaml', 'scores', 'diagnostics', 'report', '__init__'},
+  | {'config', 'parameters', 'writers', 'pipeline', 'synthetic', 'adarank', 'bench', 'lab', 'mergekit_yaml', 'scores', 'diagnostics', 'report', '__init__'},
 }  # fmt: skip
 NEVER = {'torch', 'transformers', 'mergekit', 'matplotlib'}
 REMOTE = {'tensorstore', 'fsspec', 'huggingface_hub'}  # loaded for an address only

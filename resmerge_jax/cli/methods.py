@@ -144,7 +144,7 @@ def _default(field: dataclasses.Field) -> str:
     isinstance(value, float) and math.isnan(value)
   ):
     return 'required'
-  return 'unset' if value is None else str(value)
+  return 'unset' if value in (None, '') else str(value)
 
 
 def _meaning(params: type, name: str) -> str:

@@ -181,7 +181,8 @@ class Method:
   returns, None if it is Dense. `refit`: how other parameters need no other head.
   `on_factors`: `merge` takes the task vectors through `linalg.gram` and as a combination
   alone, so that products of factors (LoRA adapters) need not be formed. `loses_rank`:
-  updates up to this rank come out as nothing.
+  updates up to this rank come out as nothing. `spans`: directions of the short side that
+  get weight whether updates have them or not: all of their 'sum', or the N-th part 'each'.
   """
 
   name: str
@@ -203,6 +204,7 @@ class Method:
   refit: Refit | None = None
   on_factors: bool = False
   loses_rank: Callable[[Any], int] = lambda params: 0  # noqa: ARG005
+  spans: Literal['', 'sum', 'each'] = ''
 
 
 class PostFn(Protocol):

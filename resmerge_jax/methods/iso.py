@@ -59,4 +59,5 @@ METHOD = Method(
   float64=True,
   block_scratch=lambda n: 40,  # noqa: ARG005
   gets=lambda params: params.scope,
+  spans='sum',
 )

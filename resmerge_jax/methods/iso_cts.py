@@ -178,4 +178,5 @@ METHOD = Method(
   float64=True,
   block_scratch=lambda n: 60 * n + 40,
   gets=lambda params: params.scope,
+  spans='sum',
 )

@@ -89,4 +89,5 @@ METHOD = Method(
   float64=True,
   block_scratch=lambda n: 60 * n,
   gets=lambda params: params.scope,
+  spans='each',
 )

@@ -38,7 +38,8 @@ def step_context(
   per_tensor = [found[name] for name in names] if found else []
   places = [plan.layout.place(name) for name in names]
   resolved = [
-    weights_at(plan.rules[ref.name].weights or weights, depth_of(ref.name, n_layers))
+    plan.given.weights.get(ref.name)
+    or weights_at(plan.rules[ref.name].weights or weights, depth_of(ref.name, n_layers))
     for ref, _ in places
   ]
   arrays: dict[str, Any] = {

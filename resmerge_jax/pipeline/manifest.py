@@ -96,7 +96,7 @@ def identity_of(manifest: Mapping[str, Any]) -> dict[str, Any]:
     },
     'versions': plain['versions'],
     'devices': plain['devices'],
-    **({'recipe': plain['recipe']['sha256']} if 'recipe' in plain else {}),
+    **{k: plain[k]['sha256'] for k in ('recipe', 'masks') if k in plain},
     'plan_fingerprint': plain['plan_fingerprint'],
   }
 

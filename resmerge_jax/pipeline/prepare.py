@@ -17,6 +17,7 @@ from resmerge_jax.config import MergeConfig, choose, outside_of
 from resmerge_jax.errors import InputError
 from resmerge_jax.pipeline.chips import device_facts
 from resmerge_jax.pipeline.manifest import identity_of, plan_facts
+from resmerge_jax.pipeline.masks import with_masks
 from resmerge_jax.pipeline.recipe import OpenRecipe
 from resmerge_jax.pipeline.recipe_parts import check_recipe, recipe_parts
 from resmerge_jax.pipeline.resume import Found, look
@@ -47,6 +48,9 @@ class Prepared:
   def facts(self) -> dict[str, Any]:
     """What the manifest says of the merge before it runs; asks for the devices."""
     facts = plan_facts(self.config, self.group, self.plan, self.states)
+    given = self.plan.given
+    if given.file:
+      facts['masks'] = {'path': given.file, 'sha256': given.sha256}
     if self.recipe is None:
       return facts
     path, sha256 = str(self.recipe.path), self.recipe.sha256
@@ -62,7 +66,8 @@ def plan_for(
   """The plan of this merge on these devices (None: those that it has).
 
   Raises:
-    InputError: as `make_plan`; a recipe that cannot be saved, or is of another merge.
+    InputError: as `make_plan`; masks that do not fit; a recipe that cannot be saved, or
+      is of another merge.
   """
   assert config.max_shard_size is None or isinstance(config.max_shard_size, int)
   assert config.memory_budget is None or isinstance(config.memory_budget, int)
@@ -83,6 +88,7 @@ def plan_for(
     budget=config.memory_budget,
     devices=device_facts(devices, config.mesh),
   )
+  plan = with_masks(plan, group)
   if config.whole_files:
     plan = by_file(plan)
   if recipe is not None:

@@ -21,6 +21,7 @@ from resmerge_jax.config import (
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.parameters import make_method
 from resmerge_jax.pipeline.chips import device_facts
+from resmerge_jax.pipeline.masks import with_masks
 from resmerge_jax.pipeline.stream import stream
 from resmerge_jax.pipeline.work import Work
 from resmerge_jax.plan.plan import make_plan
@@ -105,6 +106,7 @@ def merge_state_dicts(
     output_dtype=output_dtype,
     devices=device_facts(devices),
   )
+  plan = with_masks(plan, group)
   tensors = {
     name: np.empty(ref.shape, DTYPES[ref.dtype])
     for name, ref in plan.layout.where.items()

@@ -109,7 +109,11 @@ class Work:
   def _found(self, step: Step) -> Findings:
     if self.recipe is not None:
       return self.recipe.found(step)
-    return self.found.get(step.stack.chosen.method, {})
+    found = self.found.get(step.stack.chosen.method, {})
+    given = self.plan.given.arrays
+    if step.names[0] not in given:
+      return found
+    return {name: {**given[name], **found.get(name, {})} for name in step.names}
 
   def _places(self, number: int, step: Step) -> Places:
     """Where this process takes part in a step: nowhere, if it has none of its devices."""

@@ -12,6 +12,7 @@ from resmerge_jax.checkpoint.folder import Checkpoint
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.errors import InputError
 from resmerge_jax.plan.accelerators import Accelerators, Cpu
+from resmerge_jax.plan.adapter_warnings import adapter_warnings
 from resmerge_jax.plan.layout import DEFAULT_SHARD_SIZE, OutputLayout, lay_out
 from resmerge_jax.plan.orbax_files import FOLDER, joined, lay_out_orbax
 from resmerge_jax.plan.rules import ABSENT, Rule, assign, traps
@@ -31,6 +32,20 @@ OUTPUT_CODES = {'bfloat16': 'BF16', 'float16': 'F16', 'float32': 'F32'}
 
 
 @dataclasses.dataclass(frozen=True)
+class Given:
+  """What a file of the user says of single tensors, beside their rules.
+
+  `arrays`: what a method gets of a matrix, by name. `weights`: one per expert for a
+  tensor, in the place of the merge's.
+  """
+
+  file: str = ''
+  sha256: str = ''
+  arrays: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+  weights: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class MergePlan:
   """What will be read, computed and written; sizes in bytes."""
 
@@ -42,6 +57,7 @@ class MergePlan:
   warnings: tuple[str, ...]
   budget: int
   devices: Accelerators | Cpu = Cpu()  # noqa: RUF009 (frozen)
+  given: Given = Given()
 
   @property
   def bytes_read(self) -> int:
@@ -178,36 +194,11 @@ def make_plan(
       *(warning for source in group.sources for warning in source.warnings),
       *group.warnings,
       *traps(stored, assigned),
-      *_vanishing(group, assigned, out, choose),
+      *adapter_warnings(group, assigned, out, choose),
     ),
     budget=budget if budget is not None else max(DEFAULT_BUDGET, needed),
     devices=devices,
   )
-
-
-def _vanishing(
-  group: ExpertGroup,
-  rules: Mapping[str, Rule],
-  out: Mapping[str, TensorRef],
-  choose: Choose,
-) -> list[str]:
-  """Warnings about adapters whose rank is so small that a method keeps nothing of them."""
-  warnings = []
-  for i, expert in enumerate(group.experts, 1):
-    lost = []
-    for name in group.names:
-      lora, rank = group.lora(i, name), choose(rules[name], out[name]).loses_rank
-      if lora and lora.rank <= rank and not group.stores(i, name):
-        lost.append((name, lora.rank, rank))
-    if lost:
-      name, has, rank = lost[0]
-      warnings.append(
-        f'expert {expert.id!r}: {len(lost)} of its {len(group.loras[i])} updates are of '
-        f'rank {has}, and the method takes the leading {rank} off each update as its '
-        f'head (head_rank): nothing is left of them, such as {name}; merge adapters of '
-        'larger rank, or by another method (task_arithmetic)'
-      )
-  return warnings
 
 
 def lay_out_as(

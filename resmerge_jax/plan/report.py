@@ -72,6 +72,9 @@ def describe_plan(
       for s in plan.stacks
     ]
   )
+  if plan.given.file:
+    n = len(plan.given.arrays)
+    lines += ['', f'masks of {n} matrices from {plan.given.file}']
   lines += [
     '',
     f'{format_size(plan.bytes_read)} to read in {len(plan.steps)} steps, '

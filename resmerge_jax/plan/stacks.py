@@ -35,7 +35,7 @@ class Chosen(NamedTuple):
   `matrix_scratch`: bytes that it needs for one matrix of this tensor besides.
   `redone`: whether a matrix may be merged once more, on the host. `on_factors`: whether
   products of factors are merged without forming them. `loses_rank`: updates up to this
-  rank come out as nothing.
+  rank come out as nothing. `spans`: as of a method.
   """
 
   method: Any
@@ -47,6 +47,7 @@ class Chosen(NamedTuple):
   redone: bool = False
   on_factors: bool = False
   loses_rank: int = 0
+  spans: str = ''
 
   def __str__(self) -> str:
     """'Ties(keep=0.2) then Liti(eta=0.5)', with what differs from the defaults."""

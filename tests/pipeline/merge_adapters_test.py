@@ -10,6 +10,8 @@ import pytest
 
 import resmerge_jax
 from resmerge_jax.errors import InputError
+from resmerge_jax.methods.iso import IsoC
+from resmerge_jax.methods.tsv import Tsv
 from resmerge_jax.parameters import make_method
 from resmerge_jax.pipeline.prepare import prepare
 from resmerge_jax.plan.report import describe_plan
@@ -253,6 +255,29 @@ def test_ranks_that_resmerge_takes_away_are_warned_of(adapter_group, tmp_path):
   # as the warning says: rounding is all that is left
   for name, value in groups.load(merged.output).items():
     np.testing.assert_array_equal(value, float32(BASE)[name])
+
+
+def test_methods_of_whole_spectra_warn_of_small_ranks(adapter_group, tmp_path):
+  def found(method, experts) -> list[str]:
+    group = adapter_group._replace(experts=experts)
+    plan = prepare(groups.config_of(group, tmp_path / 'x', method=method)).plan
+    return [w for w in plan.warnings if 'ill-posed' in w]
+
+  small = adapter_group.experts[:2]
+  warning = (
+    'IsoC is ill-posed on 4 matrices that LoRA adapters change, such as '
+    f'{UP.format(0)}.weight (6 directions of 64 in all): directions that no update has '
+    'get weight, and rounding decides which; merge these adapters by another method '
+    '(resmerge, task_arithmetic)'
+  )
+  assert found(IsoC(), small) == [warning]
+  (tsv,) = found(Tsv(), small)  # the second has no update of layer 0
+  assert tsv.startswith('Tsv is ill-posed on 4 matrices')
+  assert '.weight (rank 0 where 32 triplets of each are taken)' in tsv
+  assert found(groups.MEAN, small) == []
+  full = adapters.write(tmp_path / 'full', lora(4, 64), r=64)
+  assert found(IsoC(), (*small, full)) == []
+  assert found(Tsv(), (full,)) == []
 
 
 def test_nan_in_factors_is_named(adapter_group, tmp_path):
