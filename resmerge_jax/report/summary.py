@@ -153,13 +153,16 @@ _COLUMNS = (
 )
 
 
+NEAR = 0.05  # differences of cosines up to which a sentence makes nothing of them
+
+
 def _against_chance(value: float, n: int) -> str:
   """One sentence that is true of the number."""
   if n < 2:
     return 'One expert: it agrees with itself.'
   at = chance(n)
   angles = f'what {n} of one length at right angles would give ({at:.2f})'
-  if abs(value - at) <= 0.02:
+  if abs(value - at) <= NEAR:
     return f'{value:.2f} is about {angles}.'
   return f'{value:.2f} is {"more" if value > at else "less"} than {angles}.'
 
@@ -167,7 +170,7 @@ def _against_chance(value: float, n: int) -> str:
 def _against_zero(value: float, n: int) -> str:
   if n < 2:
     return 'One expert: there is no pair.'
-  if abs(value) <= 0.02:
+  if abs(value) <= NEAR:
     return f'At {_plain(value)} they are nearly at right angles on average.'
   return (
     f'At {_plain(value)} they '
