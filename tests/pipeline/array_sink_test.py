@@ -5,8 +5,8 @@ import pytest
 from flax import traverse_util
 
 from resmerge_jax.pipeline.array_sink import ArraySink, Leaf
+from resmerge_jax.trees.places import places
 from resmerge_jax.trees.table import LAYOUTS
-from resmerge_jax.trees.tree import places
 from resmerge_jax.types import CODES, DTYPES, TensorRef
 from tests import groups, orbax_folders
 from tests.models import tiny
