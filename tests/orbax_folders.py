@@ -43,10 +43,14 @@ def save(
 ) -> pathlib.Path:
   """Saved as a training stack would, with config.json put beside.
 
-  `how`: 'v1'; 'plain' without OCDBT; 'zarr2', which the classic interface writes.
+  `how`: 'v1'; 'plain' without OCDBT; 'zarr2', which the classic interface writes;
+  'classic', its tree at the top of the folder.
   """
   custom = None if layout is None else {'layout': layout}
-  if how == 'zarr2':
+  if how == 'classic':
+    assert layout is None
+    classic.PyTreeCheckpointer().save(path, leaves)
+  elif how == 'zarr2':
     handler = classic.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=False)
     classic.Checkpointer(handler).save(path / 'items', leaves)
     (path / '_CHECKPOINT_METADATA').write_text(json.dumps({'custom_metadata': custom}))

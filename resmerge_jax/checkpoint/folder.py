@@ -155,7 +155,7 @@ def _open_orbax(
   _check_config_quantisation(config, who)
   tree, tensors, files, digest = open_tree(folder, config, who)
   _check_quantised_tensors(tensors, who)
-  others = [name for name in folders if name != tree.item]
+  others = [name for name in folders if tree.item and name != tree.item]
   return Checkpoint(
     id=id or folder.name or str(folder),
     path=folder,

@@ -18,8 +18,9 @@ from resmerge_jax.trees.table import LAYOUTS
 from resmerge_jax.trees.tree import Place
 from resmerge_jax.types import CODES, TensorRef
 
-ROOT_FILES = ('_CHECKPOINT_METADATA', 'orbax.checkpoint', 'commit_success.txt')
 _TREE = '_METADATA'
+ROOT_FILES = ('_CHECKPOINT_METADATA', 'orbax.checkpoint', 'commit_success.txt', _TREE)
+_TREE_FILES = ('manifest.ocdbt', '_sharding')  # at the top of a tree
 _DEFAULT_ITEM = 'state'
 _ARRAYS = ('jax.Array', 'np.ndarray')
 
@@ -28,7 +29,7 @@ _ARRAYS = ('jax.Array', 'np.ndarray')
 class OrbaxTree:
   """How the arrays of a checkpoint are stored, and where tensors lie in them.
 
-  `item` is the folder of the tree. `complete`: no chunk was left out for being all zeros.
+  `item` is the folder of the tree, '' the checkpoint's own. `complete`: no chunk was left out for being all zeros.
   """
 
   item: str
@@ -50,37 +51,40 @@ def open_tree(
 ) -> tuple[OrbaxTree, dict[str, TensorRef], tuple[str, ...], str]:
   """The tree, its tensors by Hugging Face name, its files, and a hash of its metadata.
 
-  The layout is what `custom_metadata` says under 'layout', else hf.
+  The layout is what `custom_metadata` says under 'layout', else the one table that has
+  all leaves, else hf.
 
   Raises:
     InputError: not one readable tree of arrays, or one that its layout does not describe.
   """
   item = _find_item(folder, who)
   content = _load(folder / item / _TREE, who)
-  layout = _layout(folder, who)
-  check_model(LAYOUTS[layout], config)
+  told = _layout(folder, who)
+  if told is not None:
+    check_model(LAYOUTS[told], config)
   paths = _leaf_paths(content, who)
   stored = OrbaxTree(
     item=item,
     ocdbt=(folder / item / 'manifest.ocdbt').exists(),
     zarr3=content.get('use_zarr3') is True,
     complete=content.get('store_array_data_equal_to_fill_value') is True,
-    layout=layout,
+    layout='',
     places={},
   )
   arrays = _open_arrays(folder, stored, paths, who)
-  found, unknown = named(LAYOUTS[layout], {k: a.shape for k, a in arrays.items()})
+  shapes = {path: array.shape for path, array in arrays.items()}
+  layout = told or _recognised(shapes, config)
+  found, unknown = named(LAYOUTS[layout], shapes)
   if unknown or not found:
     raise InputError(
       f'{who}: an Orbax tree that is not in layout {layout}: {len(unknown)} leaves are no '
       'weights of it',
       unknown,
-      why='the layout is what its custom_metadata says, or hf: a leaf per tensor, under '
-      'the names of the safetensors files',
+      why='its custom_metadata says that it is',
       fix="save the parameters alone, with custom_metadata={'layout': NAME}, NAME one of "
       f'{", ".join(LAYOUTS)}',
     )
-  tree = dataclasses.replace(stored, places=found)
+  tree = dataclasses.replace(stored, layout=layout, places=found)
   tensors, problems = {}, []
   for place, names in leaves_of(found):
     dtype = CODES.get(arrays[place.path].dtype.numpy_dtype)
@@ -89,7 +93,8 @@ def open_tree(
       continue
     for name in names:
       shape = found[name].hf_shape
-      tensors[name] = TensorRef(name, dtype, shape, f'{item}/{".".join(place.path)}')
+      file = pathlib.PurePosixPath(item, '.'.join(place.path))
+      tensors[name] = TensorRef(name, dtype, shape, str(file))
   if problems:
     raise InputError(f'{who}: leaves of a dtype that cannot be read', problems)
   files = _files(folder, item)
@@ -115,6 +120,8 @@ def array_spec(folder: pathlib.Path, tree: OrbaxTree, path: Sequence[str]) -> An
 
 
 def _find_item(folder: pathlib.Path, who: str) -> str:
+  if (folder / _TREE).exists():  # saved by the classic interface
+    return ''
   try:
     items = sorted(path.parent.name for path in folder.glob(f'*/{_TREE}'))
   except OSError as error:
@@ -141,11 +148,26 @@ def _load(path: pathlib.Path, who: str) -> dict[str, Any]:
     raise InputError(f'{who}: {path.name} is {error}') from error
 
 
-def _layout(folder: pathlib.Path, who: str) -> str:
+def _recognised(
+  shapes: Mapping[tuple[str, ...], tuple[int, ...]], config: Mapping[str, Any]
+) -> str:
+  """The layout of a tree that does not tell: the only one whose rules fit every leaf."""
+  fits = [
+    name
+    for name, layout in LAYOUTS.items()
+    if layout.rules
+    and config.get('model_type') in (layout.model_types or ())
+    and not named(layout, shapes)[1]
+  ]
+  return fits[0] if len(fits) == 1 else 'hf'
+
+
+def _layout(folder: pathlib.Path, who: str) -> str | None:
+  """What the checkpoint's metadata say, if they do."""
   path = folder / ROOT_FILES[0]
   custom = _load(path, who).get('custom_metadata') if path.exists() else None
-  layout = custom.get('layout', 'hf') if isinstance(custom, dict) else 'hf'
-  if layout not in LAYOUTS:
+  layout = custom.get('layout') if isinstance(custom, dict) else None
+  if layout is not None and layout not in LAYOUTS:
     raise InputError(
       f'{who}: an Orbax tree in layout {layout!r}, known are {", ".join(LAYOUTS)}'
     )
@@ -201,6 +223,10 @@ def _open_arrays(
 
 def _files(folder: pathlib.Path, item: str) -> tuple[str, ...]:
   """All files of the checkpoint, relative to its root."""
-  within = [path for path in (folder / item).rglob('*') if not path.is_dir()]
-  own = [name for name in ROOT_FILES if (folder / name).exists()]
+  own = [n for n in (*ROOT_FILES, *_TREE_FILES) if (folder / n).exists()]
+  within = [
+    path
+    for path in (folder / item).rglob('*')
+    if path.parent != folder and not path.is_dir()  # beside it: config.json, tokenizer
+  ]
   return (*own, *sorted(path.relative_to(folder).as_posix() for path in within))

@@ -2,8 +2,8 @@
 
 The checkpoint is one of tools.merge or tools.to_orbax, or one that a training stack saved
 with orbax.checkpoint.v1.save(DIR, parameters, custom_metadata={'layout': NAME}), and needs
-the model's config.json beside its own files. Without a layout in its metadata it is read
-as hf: a leaf per tensor. Works block by block.
+the model's config.json beside its own files. Without a layout in its metadata it is the one
+that has all leaves, else hf: a leaf per tensor. Works block by block.
 
 Examples:
   python -m tools.from_orbax ORBAX MODEL

@@ -19,7 +19,7 @@ from resmerge_jax.mergekit_yaml.parameters import Bound, bind, value_for
 from resmerge_jax.mergekit_yaml.settings import Scalar, at_depth
 from resmerge_jax.mergekit_yaml.table import KITS, Kit
 from resmerge_jax.methods.table import METHODS
-from resmerge_jax.plan.rules import SCOPES, layer_count, weights_at
+from resmerge_jax.plan.rules import SCOPES, layer_counts, weights_at
 
 COPIED = SCOPES['all'][0]  # integers and booleans
 NEARLY_ZERO = 1e-6  # sum of weights that a merge would be divided by
@@ -48,7 +48,7 @@ def translate(document: Any, names_in: Callable[[str], Sequence[str]]) -> Transl
   bound = bind(recipe, kit, experts)
   base = recipe.base or recipe.models[0].path
   names = names_in(base)
-  n_layers = layer_count(tuple(names))
+  n_layers = layer_counts(tuple(names))['']
   _check_layers(recipe, n_layers, bound)
 
   merge = _Merge(kit, experts, bound, n_layers, recipe.base is not None)

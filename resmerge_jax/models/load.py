@@ -71,6 +71,11 @@ def read_decoder(
   rules: AxisRules | None = None,
 ) -> Decoder:
   """As `load_decoder`, from any checkpoint (also one in memory) and its reader."""
+  if checkpoint.adapter is not None:
+    raise InputError(
+      f'model {checkpoint.id!r}: a LoRA adapter, not a model',
+      fix='merge it into its base: tools.merge --method=task_arithmetic',
+    )
   if param_dtype is not None:
     param_dtype = jnp.dtype(param_dtype)
   config = config_from_hf(checkpoint.config, f'model {checkpoint.id!r}, config.json')

@@ -10,7 +10,13 @@ import numpy as np
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.methods.base import Context, Findings
 from resmerge_jax.plan.plan import MergePlan
-from resmerge_jax.plan.rules import depth_of, layer_count, layer_number, weights_at
+from resmerge_jax.plan.rules import (
+  depth_of,
+  layer_count,
+  layer_counts,
+  layer_number,
+  weights_at,
+)
 from resmerge_jax.plan.stacks import Step
 
 
@@ -29,7 +35,6 @@ def step_context(
     weights: of the merge, per expert; a rule's own replace them.
     found: of every tensor of the step, or nothing.
   """
-  n_layers = layer_count(group.names)
   names = [*step.names, *step.names[:1] * (layers - len(step.names))]
   present = np.ones(len(weights), np.float32)
   if group.vocab == 'pad':  # experts without these rows have no say in them
@@ -37,10 +42,12 @@ def step_context(
   ids = [expert.id for expert in group.experts]
   per_tensor = [found[name] for name in names] if found else []
   places = [plan.layout.place(name) for name in names]
+  known = layer_counts(group.names)
+  counts = [layer_count(known, name) for name in names]
   resolved = [
     plan.given.weights.get(ref.name)
-    or weights_at(plan.rules[ref.name].weights or weights, depth_of(ref.name, n_layers))
-    for ref, _ in places
+    or weights_at(plan.rules[ref.name].weights or weights, depth_of(ref.name, count))
+    for (ref, _), count in zip(places, counts, strict=True)
   ]
   arrays: dict[str, Any] = {
     'weights_N': present * np.array(resolved, np.float32),
@@ -49,7 +56,7 @@ def step_context(
     ),
     'row_start': np.array([n + step.row_start for _, n in places], np.int32),
     'layer': np.array([layer_number(name) for name in names], np.int32),
-    'n_layers': np.full(layers, n_layers, np.int32),
+    'n_layers': np.array(counts, np.int32),
     'found': {
       key: np.stack([of_one[key] for of_one in per_tensor])
       for key in (per_tensor[0] if per_tensor else {})

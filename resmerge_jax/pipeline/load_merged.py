@@ -54,8 +54,8 @@ def load_merged(
       of the merge; by name, or nested as the layout is. Or a Flax NNX module or state,
       which may be of shapes alone: its metadata tell how its parameters lie on `mesh`;
       without one they lie as its arrays do.
-    layout: the tree, a name of trees.table.LAYOUTS that stacks no layers: hf unless
-      given, nnx for a module or state.
+    layout: the tree, a name of trees.table.LAYOUTS: hf unless given, nnx for a
+      module or state.
 
   Returns:
     Arrays by Hugging Face name (hf), or a nested dictionary; for a module or state an
@@ -64,6 +64,12 @@ def load_merged(
   Raises:
     InputError: what `merge` finds wrong with its input; a target that does not fit.
   """
+  if not isinstance(source, MergeConfig | Recipe):
+    raise InputError(
+      f'load_merged: got {source!r}',
+      fix='give resmerge_jax.MergeConfig(BASE, EXPERTS), or resmerge_jax.Recipe(FOLDER, '
+      'BASE, EXPERTS)',
+    )
   state = as_state(target)
   layout = layout or ('hf' if state is None else 'nnx')
   opened = open_recipe(source) if isinstance(source, Recipe) else None

@@ -14,7 +14,7 @@ from resmerge_jax.pipeline.fetched import held_numbers
 from resmerge_jax.pipeline.kernel_spec import ScanAt
 from resmerge_jax.pipeline.loop import Done, run_steps
 from resmerge_jax.pipeline.work import Work, computes
-from resmerge_jax.plan.rules import layer_count, layer_number
+from resmerge_jax.plan.rules import layer_count, layer_counts, layer_number
 from resmerge_jax.plan.stacks import Step
 from resmerge_jax.processes import gathered
 
@@ -70,13 +70,13 @@ def _joined(before: Findings, now: Findings) -> Findings:
 
 
 def _facts(group: ExpertGroup, names: Iterable[str]) -> dict[str, TensorFacts]:
-  n_layers = layer_count(group.names)
+  counts = layer_counts(group.names)
   is_tied = ties_embeddings(group.base.config) and find_head(group.base) is None
   return {
     name: TensorFacts(
       shape=tuple(group.out_shape(name)),
       layer=layer_number(name),
-      n_layers=n_layers,
+      n_layers=layer_count(counts, name),
       copies=2 if is_tied and name.endswith('embed_tokens.weight') else 1,
     )
     for name in names

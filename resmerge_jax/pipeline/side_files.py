@@ -7,6 +7,7 @@ from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.config import MergeConfig
 from resmerge_jax.pipeline.manifest import card
 from resmerge_jax.pipeline.records import Records
+from resmerge_jax.plan.orbax_files import FOLDER
 from resmerge_jax.plan.plan import MergePlan
 from resmerge_jax.writers.resumable import ResumableWriter
 from resmerge_jax.writers.sidecar import copied_side_files, output_config
@@ -29,8 +30,10 @@ def side_files(
   )
   warnings = (*plan.warnings, *records.twins(), *config_notes)
   lines = [json.dumps(record) for record in records.finish()]
+  both = config.output_format == 'both'  # then its checkpoint is a model by itself too
   return {
     **copied_side_files(group.base),
+    **({f'{FOLDER}/config.json': text} if both else {}),
     'config.json': text,
     'README.md': card(config, group, plan, warnings).encode(),
     'records.jsonl': ('\n'.join(lines) + '\n').encode(),

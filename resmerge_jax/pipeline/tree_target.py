@@ -25,7 +25,7 @@ class Tree:
     config: its config.json.
 
   Raises:
-    InputError: no such layout; a model without that tree; one that stacks layers.
+    InputError: no such layout; a model without that tree.
   """
 
   def __init__(
@@ -35,19 +35,18 @@ class Tree:
       raise InputError(f'layout: got {name!r}, expected {" | ".join(LAYOUTS)}')
     self.layout = LAYOUTS[name]
     self.places = places(self.layout, where, config)
-    stacked = [n for n, place in self.places.items() if place.index]
-    if stacked:
-      raise InputError(
-        f'load_merged: layout {name} stacks all layers in one array',
-        why='a stack is complete with the last tensor only, so the host would hold it',
-        fix=f'merge with --output_format=orbax --orbax_layout={name}, and restore that',
-      )
     self.path_of = {n: _path(self.layout, place) for n, place in self.places.items()}
 
   def by_name(self, entries: Iterable[tuple[Path, Any]]) -> dict[str, Any]:
     """Entries by tensor name; those that the tree has not, by their path."""
-    names = {_key(path): name for name, path in self.path_of.items()}
-    return {names.get(_key(path), '/'.join(_key(path))): x for path, x in entries}
+    names: dict[tuple[str, ...], list[str]] = {}
+    for name, path in self.path_of.items():
+      names.setdefault(_key(path), []).append(name)
+    return {
+      name: entry
+      for path, entry in entries
+      for name in names.get(_key(path), ['/'.join(_key(path))])
+    }
 
   def filled(self, state: Any, arrays: Mapping[str, jax.Array]) -> Any:
     """An nnx.State like this one with these arrays, by tensor name."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from resmerge_jax.checkpoint.folder import Checkpoint
 from resmerge_jax.checkpoint.group import ExpertGroup
+from resmerge_jax.checkpoint.names import is_buffer
 from resmerge_jax.errors import InputError
 from resmerge_jax.plan.accelerators import Accelerators, Cpu
 from resmerge_jax.plan.adapter_warnings import adapter_warnings
@@ -146,7 +147,7 @@ def make_plan(
 
   Args:
     choose: how the tensors of a rule are merged.
-    output_dtype: 'base' or a name of OUTPUT_CODES; integers keep their dtype.
+    output_dtype: 'base' or a name of OUTPUT_CODES; integers and buffers keep their dtype.
     output_format: one of OUTPUT_FORMATS, and the tree of an Orbax checkpoint.
     budget: bytes; None takes 2 GiB, or what the largest matrix needs; on accelerators
       what the steps need that suit their memory.
@@ -158,7 +159,7 @@ def make_plan(
   """
   out = {}
   for name, ref in group.base.tensors.items():
-    code = OUTPUT_CODES.get(output_dtype, ref.dtype) if ref.is_float else ref.dtype
+    code = output_code(ref, output_dtype)
     out[name] = dataclasses.replace(ref, dtype=code, shape=group.out_shape(name))
   layout = lay_out_as(
     group.base, tuple(out.values()), output_format, orbax_layout, max_shard_size
@@ -192,6 +193,13 @@ def make_plan(
     budget=budget if budget is not None else max(DEFAULT_BUDGET, needed),
     devices=devices,
   )
+
+
+def output_code(ref: TensorRef, output_dtype: str) -> str:
+  """The dtype of a tensor in an output; buffers are copied, `inv_freq` needs its bits."""
+  if ref.is_float and not is_buffer(ref.name):
+    return OUTPUT_CODES.get(output_dtype, ref.dtype)
+  return ref.dtype
 
 
 def lay_out_as(

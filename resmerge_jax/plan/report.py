@@ -7,7 +7,13 @@ from typing import Any
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.checkpoint.summary import fold_names, table
 from resmerge_jax.plan.plan import MergePlan
-from resmerge_jax.plan.rules import depth_of, family_of, layer_count, weights_at
+from resmerge_jax.plan.rules import (
+  depth_of,
+  family_of,
+  layer_count,
+  layer_counts,
+  weights_at,
+)
 from resmerge_jax.sizes import format_size
 
 
@@ -15,10 +21,11 @@ def describe_weights(
   plan: MergePlan, group: ExpertGroup, weights: Sequence[Any]
 ) -> list[str]:
   """Lines: the weights of the experts as they come out for each tensor."""
-  n_layers = layer_count(group.names)
+  counts = layer_counts(group.names)
   named: dict[tuple[float, ...], list[str]] = {}
   for name, rule in plan.rules.items():
-    at = weights_at(rule.weights or weights, depth_of(name, n_layers))
+    depth = depth_of(name, layer_count(counts, name))
+    at = weights_at(rule.weights or weights, depth)
     named.setdefault(tuple(round(w, 6) for w in at), []).append(name)
   rows = [
     (', '.join(f'{w:g}' for w in at), ', '.join(p for p, _ in fold_names(names)))

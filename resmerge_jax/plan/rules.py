@@ -206,8 +206,12 @@ def layer_of(name: str) -> int | None:
 
   The first list of blocks counts: `layers.5.mlp.experts.0` is in layer 5.
   """
-  found = re.search(rf'{LAYER}(\d+)\.', name)
+  found = _in_layers(name)
   return int(found[1]) if found else None
+
+
+def _in_layers(name: str) -> re.Match[str] | None:
+  return re.search(rf'{LAYER}(\d+)\.', name)
 
 
 def layer_number(name: str) -> int:
@@ -217,9 +221,23 @@ def layer_number(name: str) -> int:
 
 
 @functools.lru_cache(maxsize=8)
-def layer_count(names: tuple[str, ...]) -> int:
-  """Decoder layers of a model, by the names of its tensors."""
-  return 1 + max(map(layer_number, names), default=-1)
+def layer_counts(names: tuple[str, ...]) -> dict[str, int]:
+  """Layers of each list of layers, by what stands before it: a vision tower has its own.
+
+  Under '' are those of the longest list.
+  """
+  counts = {'': 0}
+  for name in names:
+    if found := _in_layers(name):
+      for before in ('', f'{name[: found.start()]}.'):
+        counts[before] = max(counts.get(before, 0), 1 + int(found[1]))
+  return counts
+
+
+def layer_count(counts: Mapping[str, int], name: str) -> int:
+  """Layers of the list that the tensor is in; of the longest, outside of any."""
+  found = _in_layers(name)
+  return counts[f'{name[: found.start()]}.' if found else '']
 
 
 def depth_of(name: str, n_layers: int) -> float:

@@ -12,6 +12,7 @@ from resmerge_jax.errors import InputError
 from resmerge_jax.trees.tree import Layout, Place, Rule
 from resmerge_jax.types import TensorRef
 
+_OF_STATE = 'value'  # the last key of every leaf of a saved nnx.State
 _HEADS = {'N': 'num_attention_heads', 'K': 'num_key_value_heads'}
 USE_HF = 'choose --orbax_layout=hf, which any model can have'
 
@@ -69,7 +70,7 @@ def named(
       place = _as_it_is('.'.join(keys), shape)
       found['.'.join(keys)] = dataclasses.replace(place, path=keys)
       continue
-    path = '/'.join(keys[:-1] if layout.tail and keys[-1] == layout.tail else keys)
+    path = '/'.join(keys[:-1] if keys[-1] == _OF_STATE else keys)
     rule, numbers = _match(layout.rules, path, by_path=True)
     if rule is None or len(rule.axes) != len(shape):
       unknown.append(f'{"/".join(keys)}: {list(shape)}')

@@ -48,8 +48,8 @@ class Rule:
 class Layout:
   """A table. `model_types`: what it is true of; None: of anything.
 
-  `tail` is a last key that all leaves have; trees without it are read too. `metadata`
-  is what the stack wants to find in its checkpoint.
+  `tail` is a last key that all leaves have; trees without it are read too, and those of
+  a saved nnx.State. `metadata` is what the stack wants to find in its checkpoint.
   """
 
   name: str

@@ -17,7 +17,7 @@ from resmerge_jax.checkpoint.readers import reader_of
 from resmerge_jax.errors import InputError
 from resmerge_jax.host_float import to_float32
 from resmerge_jax.plan.layout import OutputLayout
-from resmerge_jax.plan.plan import OUTPUT_CODES, lay_out_as
+from resmerge_jax.plan.plan import lay_out_as, output_code
 from resmerge_jax.types import DTYPES, TensorRef
 from resmerge_jax.version import __version__
 from resmerge_jax.writers.check import check_output, resolved
@@ -67,13 +67,11 @@ def prepare_conversion(
       f'source {source.path}: a LoRA adapter, not a model',
       fix="merge it into its base with PEFT's merge_and_unload(), or with tools.merge",
     )
-  tensors = []
-  for ref in source.tensors.values():
-    code = OUTPUT_CODES.get(output_dtype, ref.dtype) if ref.is_float else ref.dtype
-    tensors.append(dataclasses.replace(ref, dtype=code))
-  layout = lay_out_as(
-    source, tuple(tensors), output_format, orbax_layout, max_shard_size
+  tensors = tuple(
+    dataclasses.replace(ref, dtype=output_code(ref, output_dtype))
+    for ref in source.tensors.values()
   )
+  layout = lay_out_as(source, tensors, output_format, orbax_layout, max_shard_size)
   inputs = [source.path] if isinstance(source.path, pathlib.Path) else []
   notes = check_output(output, inputs, layout.nbytes, overwrite)
   return Conversion(

@@ -8,12 +8,16 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import nnx
 
 from resmerge_jax.checkpoint.folder import open_checkpoint
 from resmerge_jax.checkpoint.reader import block_bytes
 from resmerge_jax.checkpoint.readers import reader_of
 from resmerge_jax.errors import InputError
+from resmerge_jax.models.hf_config import config_to_hf
+from resmerge_jax.models.save import hf_tensors
 from tests import folders, orbax_folders
+from tests.models import tiny
 from tests.trees import models
 
 ODD = {
@@ -49,11 +53,14 @@ def assert_holds(path, arrays):
           assert got == matrix[start:stop].tobytes(), (name, start, stop)
 
 
-@pytest.mark.parametrize('how', ['v1', 'plain', 'zarr2'])
+@pytest.mark.parametrize('how', ['v1', 'plain', 'zarr2', 'classic'])
 def test_a_leaf_per_tensor(tmp_path, how):
   arrays = {**folders.tensors(), **ODD}
   path = orbax_folders.save(tmp_path / 'm 50% #1', arrays, folders.CONFIG, how)
   assert_holds(path, arrays)
+  found = open_checkpoint(path)
+  assert found.warnings == (f'checkpoint {path}: no tokenizer files',)
+  assert not {*found.side_files, 'config.json'} & {*found.shard_files}
 
 
 @pytest.mark.parametrize(
@@ -73,6 +80,26 @@ def test_what_a_training_stack_saved(tmp_path, layout, kind, how):
   path = orbax_folders.save(tmp_path / 'm', leaves, config, how, layout)
   assert open_checkpoint(path).tree.layout == layout
   assert_holds(path, arrays)
+
+
+@pytest.mark.parametrize('layout', ['hf', 'nnx', 'tunix', 'maxtext', 'maxtext_scanned'])
+def test_a_layout_that_is_not_told_is_recognised(tmp_path, layout):
+  arrays, config = models.tensors('qwen2'), models.config('qwen2')
+  leaves = orbax_folders.tree(layout, arrays, config)
+  path = orbax_folders.save(tmp_path / 'm', leaves, config, 'classic')
+  assert open_checkpoint(path).tree.layout == layout
+  assert_holds(path, arrays)
+  config['model_type'] = 'gemma2'
+  (path / 'config.json').write_text(json.dumps(config))
+  assert open_checkpoint(path).tree.layout == 'hf'
+
+
+def test_a_state_of_our_decoder(tmp_path):
+  """Orbax saves an nnx.State with a last key `value`."""
+  model = tiny.decoder(tiny.CONFIG)
+  config = config_to_hf(tiny.CONFIG, 'float32')
+  path = orbax_folders.save(tmp_path / 'm', nnx.state(model), config, layout='nnx')
+  assert_holds(path, dict(hf_tensors(model)))
 
 
 def test_sharded_arrays_and_threads(tmp_path):

@@ -18,7 +18,7 @@ from resmerge_jax.models.hf_config import config_to_hf
 from resmerge_jax.models.load import load_decoder, read_box, read_decoder
 from resmerge_jax.models.save import hf_tensors, save_decoder
 from resmerge_jax.types import TensorRef
-from tests import folders
+from tests import adapters, folders
 from tests.models import tiny
 
 
@@ -201,6 +201,10 @@ def test_errors_name_the_folder(tmp_path):
     load_decoder(folder)
   with pytest.raises(InputError, match=r'^model .*nowhere: no such folder'):
     load_decoder(tmp_path / 'nowhere')
+  factors = adapters.factors(folders.tensors(), 'model.layers.0.mlp.up_proj')
+  adapter = adapters.write(tmp_path / 'a', factors)
+  with pytest.raises(InputError, match=r"^model 'a': a LoRA adapter, not a model"):
+    load_decoder(adapter)
 
 
 @pytest.mark.parametrize(

@@ -151,3 +151,8 @@ def test_64_bits_are_not_halved(tmp_path):
 def test_a_folder_needs_a_name(group):
   with pytest.raises(InputError, match='no output given'):
     resmerge_jax.merge(config_of(group))
+
+
+def test_a_path_is_neither_a_merge_nor_a_recipe(folder):
+  with pytest.raises(InputError, match=r'load_merged: got .*\n.*Recipe'):
+    resmerge_jax.load_merged(str(folder))

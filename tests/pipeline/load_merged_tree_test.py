@@ -1,6 +1,7 @@
 """Merged parameters straight into the tree of a training stack, an NNX decoder's too."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from resmerge_jax.models.axes import AxisRules
 from resmerge_jax.models.decoder import Decoder, parameters, with_arrays
 from resmerge_jax.models.load import load_decoder
 from resmerge_jax.models.save import save_decoder
-from tests import groups
+from tests import groups, orbax_folders
 from tests.models import tiny
 
 CONFIG = dataclasses.replace(tiny.CONFIG, num_key_value_heads=4)
@@ -87,6 +88,17 @@ def test_a_tree_without_a_model(config, merged):
   jax.tree.map(np.testing.assert_array_equal, again, tree)
 
 
+def test_stacked_layers(config, merged):
+  mesh, layout = tiny.mesh(2, 4), 'maxtext_scanned'
+  hf = json.loads((merged / 'config.json').read_text())
+  want = orbax_folders.tree(layout, groups.load(merged), hf)
+  tree = resmerge_jax.load_merged(config, mesh, layout=layout)
+  jax.tree.map(np.testing.assert_array_equal, tree, want)
+  target = jax.tree.map(lambda x: x.sharding, tree)
+  again = resmerge_jax.load_merged(config, target=target, layout=layout)
+  jax.tree.map(np.testing.assert_array_equal, again, want)
+
+
 @pytest.mark.parametrize(
   ('kwargs', 'texts'),
   [
@@ -103,8 +115,6 @@ def test_a_tree_without_a_model(config, merged):
       ['layers/0/attn/q_norm/scale: the model has no such tensor',
        'lm_head.weight: not in the target'],
     ),
-    ({'layout': 'maxtext_scanned'}, ['stacks all layers in one array',
-                                     '--orbax_layout=maxtext_scanned']),
     ({'layout': 'other'}, ["layout: got 'other', expected hf | nnx | "]),
   ],
 )  # fmt: skip

@@ -94,6 +94,7 @@ def test_both_formats(by_kind, plain, tmp_path):
   groups.assert_same_bits(groups.load(output), want)
   groups.assert_same_bits(checkpoint.load(output / 'orbax'), want)
   assert open_checkpoint(output).tree is None
+  assert open_checkpoint(output / 'orbax').tensors.keys() == want.keys()
   assert commands.run(verify, output).status == 0
   leaf = output / 'orbax' / 'state' / 'model.norm.weight' / 'c' / '0'
   leaf.write_bytes(leaf.read_bytes()[:-1] + b'x')

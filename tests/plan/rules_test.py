@@ -12,6 +12,8 @@ from resmerge_jax.plan.rules import (
   Rule,
   assign,
   family_of,
+  layer_count,
+  layer_counts,
   rules_from,
 )
 from resmerge_jax.types import TensorRef, find
@@ -170,3 +172,11 @@ def test_tables_of_the_docs(page, name, shape, action):
   rule = assign([tensor], rules_from(config.rules))[name]
   assert rule.action == action
   assert rule.splits(tensor) == (len(shape) == 3)
+
+
+def test_a_vision_tower_counts_its_own_layers():
+  language, vision = 'model.language_model.layers.{}.mlp.up', 'visual.blocks.{}.mlp'
+  names = (*map(language.format, range(3)), *map(vision.format, range(5)), 'h.0.w')
+  counts = layer_counts((*names, 'model.norm.weight'))
+  found = [layer_count(counts, name) for name in (*names, 'model.norm.weight')]
+  assert found == [3] * 3 + [5] * 5 + [1, 5]
