@@ -13,7 +13,7 @@ from resmerge_jax.version import __version__
 if TYPE_CHECKING:
   from resmerge_jax.config import MergeConfig
   from resmerge_jax.errors import InputError
-  from resmerge_jax.methods.resmerge import ResMerge
+  from resmerge_jax.methods.resmerge_params import ResMerge
   from resmerge_jax.methods.task_arithmetic import TaskArithmetic
   from resmerge_jax.pipeline.apply_recipe import apply_recipe
   from resmerge_jax.pipeline.load_merged import load_merged
@@ -28,7 +28,7 @@ _HOME = {
   'MergeConfig': 'config',
   'MergeResult': 'pipeline.state_dicts',
   'Recipe': 'pipeline.recipe',
-  'ResMerge': 'methods.resmerge',
+  'ResMerge': 'methods.resmerge_params',
   'Rule': 'plan.rules',
   'TaskArithmetic': 'methods.task_arithmetic',
   'apply_recipe': 'pipeline.apply_recipe',

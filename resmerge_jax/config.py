@@ -8,7 +8,7 @@ from typing import Any, Literal
 from resmerge_jax.checkpoint.remote import check_local
 from resmerge_jax.errors import InputError
 from resmerge_jax.linalg.short_side import block_size
-from resmerge_jax.methods.resmerge import ResMerge
+from resmerge_jax.methods.resmerge_params import ResMerge
 from resmerge_jax.methods.table import (
   POSTS,
   method_of,

@@ -7,7 +7,7 @@ import pytest
 
 from resmerge_jax.config import MergeConfig, config_from, to_plain
 from resmerge_jax.errors import InputError
-from resmerge_jax.methods.resmerge import ResMerge
+from resmerge_jax.methods.resmerge_params import ResMerge
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.parameters import make_method
 from resmerge_jax.plan.rules import RELEASE_RULES, Rule

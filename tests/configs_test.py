@@ -5,7 +5,7 @@ import json
 import pytest
 
 from resmerge_jax.cli import plan
-from resmerge_jax.cli.merge_flags import bundled_configs, config_folder, load_config
+from resmerge_jax.cli.config_file import bundled_configs, config_folder, load_config
 from resmerge_jax.parameters import make_method
 from tests import commands, folders, groups
 from tests.cli.merge_test import flags_of

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from resmerge_jax.checkpoint.format import read_header
-from resmerge_jax.plan.stacks import PROCESS_BYTES
+from resmerge_jax.plan.step_sizes import PROCESS_BYTES
 from tests import groups
 from tests.spectra import spectrum_matrix
 

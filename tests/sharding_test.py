@@ -12,7 +12,7 @@ import pytest
 
 from resmerge_jax.linalg.krylov import THIN, block_size
 from resmerge_jax.methods.base import Context
-from resmerge_jax.methods.resmerge import ResMerge
+from resmerge_jax.methods.resmerge_params import ResMerge
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.pipeline.kernel_spec import KernelSpec, as_bits
 from resmerge_jax.pipeline.kernels import Kernel, Merged, compile_kernel, random_start

@@ -31,7 +31,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from resmerge_jax.cli.app import run_app
-from resmerge_jax.cli.merge_flags import bundled_configs, load_config, take
+from resmerge_jax.cli.config_file import bundled_configs, load_config, take
 from resmerge_jax.cli.runtime import keep_jit_programs
 from resmerge_jax.errors import InputError
 

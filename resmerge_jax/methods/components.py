@@ -14,7 +14,7 @@ from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import Context, LowRank, Method, Stats, check_params
 from resmerge_jax.methods.linear import Linear
-from resmerge_jax.methods.resmerge import MAX_RANK
+from resmerge_jax.methods.resmerge_params import MAX_RANK
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.types import Family
 

@@ -1,6 +1,9 @@
-"""Gram matrices of groups of tensors: one reading pass, sums in float64 on the host."""
+"""Methods whose coefficients follow from the Gram matrix of a group of tensors.
 
-from collections.abc import Iterator, Mapping
+One reading pass, sums in float64 on the host; none where each tensor is a group.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import jax
@@ -8,7 +11,14 @@ import numpy as np
 
 from resmerge_jax.linalg.gram import gram
 from resmerge_jax.linalg.task_vectors import TaskVectors
-from resmerge_jax.methods.base import Context, TensorFacts, Totals
+from resmerge_jax.methods.base import (
+  Context,
+  Findings,
+  Method,
+  Scan,
+  TensorFacts,
+  Totals,
+)
 
 # A decoder layer; tensors outside the layers are groups of their own.
 Group = Literal['layer', 'tensor', 'model']
@@ -36,3 +46,25 @@ def grams(
     groups.setdefault(key, []).append(name)
   for names in groups.values():
     yield names, np.sum([totals[name]['gram_NxN'] for name in names], 0)
+
+
+def grouped_method(
+  *,
+  finish: Callable[[Totals, Mapping[str, TensorFacts], Any, Findings], Findings],
+  **fields: Any,
+) -> Method:
+  """A method with the parameter `group`, whose update is sum_i a_i D_i.
+
+  `finish` makes the findings of its scan; `fields` are the rest of `Method`.
+  """
+
+  def alone(params: Any) -> bool:
+    return params.group == 'tensor'
+
+  return Method(
+    **fields,
+    scratch=0,
+    terms=lambda params, n, k: 0,  # noqa: ARG005
+    whole_matrix=alone,
+    scans=lambda params: () if alone(params) else (Scan(measure, finish),),
+  )

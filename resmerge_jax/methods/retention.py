@@ -26,15 +26,13 @@ from resmerge_jax.methods.base import (
   Context,
   Findings,
   LowRank,
-  Method,
-  Scan,
   Stats,
   TensorFacts,
   Totals,
   check_params,
   combination,
 )
-from resmerge_jax.methods.gram_groups import GROUPS, Group, grams, measure
+from resmerge_jax.methods.gram_groups import GROUPS, Group, grams, grouped_method
 from resmerge_jax.types import Family
 
 # 'inside': 0 < a_i < 1 for all experts that changed; 'bounded': not so for some.
@@ -126,18 +124,11 @@ def finish(
   return found
 
 
-def _scans(params: Retention) -> tuple[Scan, ...]:
-  return () if params.group == 'tensor' else (Scan(measure, finish),)
-
-
-METHOD = Method(
+METHOD = grouped_method(
   name='retention',
   source='this project, docs/retention.md',
   params=Retention,
   merge=merge,
-  scratch=0,
   branches=BRANCHES,
-  whole_matrix=lambda params: params.group == 'tensor',
-  scans=_scans,
-  terms=lambda params, n, k: 0,  # noqa: ARG005
+  finish=finish,
 )

@@ -20,15 +20,13 @@ from resmerge_jax.methods.base import (
   Context,
   Findings,
   LowRank,
-  Method,
-  Scan,
   Stats,
   TensorFacts,
   Totals,
   check_params,
   combination,
 )
-from resmerge_jax.methods.gram_groups import GROUPS, Group, grams, measure
+from resmerge_jax.methods.gram_groups import GROUPS, Group, grams, grouped_method
 from resmerge_jax.types import Family
 
 
@@ -88,18 +86,11 @@ def finish(
   return found
 
 
-def _scans(params: Warp) -> tuple[Scan, ...]:
-  return () if params.group == 'tensor' else (Scan(measure, finish),)
-
-
-METHOD = Method(
+METHOD = grouped_method(
   name='warp',
   source='Ramé et al. 2024, arXiv 2406.16768',
   params=Warp,
   merge=merge,
-  terms=lambda params, n, k: 0,  # noqa: ARG005
-  scratch=0,
   branches=BRANCHES,
-  whole_matrix=lambda params: params.group == 'tensor',
-  scans=_scans,
+  finish=finish,
 )

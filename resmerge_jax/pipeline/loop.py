@@ -17,7 +17,8 @@ from resmerge_jax.pipeline.kernel_spec import KernelSpec, ScanAt, as_bits
 from resmerge_jax.pipeline.kernels import Kernel, compile_kernel, random_start
 from resmerge_jax.pipeline.staging import Staged, Staging, fill, staged
 from resmerge_jax.pipeline.work import Work, computes
-from resmerge_jax.plan.stacks import STAGED, Step
+from resmerge_jax.plan.stacks import Step
+from resmerge_jax.plan.step_sizes import STAGED
 
 READ_THREADS = 2  # preadv and page-cache copies release the GIL; two saturate memory
 COMPILE_THREADS = (

@@ -13,19 +13,12 @@ from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.errors import InputError
 from resmerge_jax.plan.accelerators import Accelerators, Cpu
 from resmerge_jax.plan.adapter_warnings import adapter_warnings
+from resmerge_jax.plan.build_stacks import build_stacks, build_steps
 from resmerge_jax.plan.layout import DEFAULT_SHARD_SIZE, OutputLayout, lay_out
 from resmerge_jax.plan.orbax_files import FOLDER, joined, lay_out_orbax
 from resmerge_jax.plan.rules import ABSENT, Rule, assign, traps
-from resmerge_jax.plan.stacks import (
-  DEFAULT_BUDGET,
-  Choose,
-  Chosen,
-  Stack,
-  Step,
-  build_stacks,
-  build_steps,
-  peak_memory,
-)
+from resmerge_jax.plan.stacks import Choose, Chosen, Stack, Step
+from resmerge_jax.plan.step_sizes import DEFAULT_BUDGET, peak_memory
 from resmerge_jax.types import TensorRef
 
 OUTPUT_CODES = {'bfloat16': 'BF16', 'float16': 'F16', 'float32': 'F32'}

@@ -11,7 +11,7 @@ import pytest
 
 from resmerge_jax.cli import plan
 from resmerge_jax.linalg.krylov import block_size
-from resmerge_jax.methods.resmerge import ResMerge
+from resmerge_jax.methods.resmerge_params import ResMerge
 from resmerge_jax.pipeline import topology
 from resmerge_jax.pipeline.ahead import CYCLE_STEPS, Program
 from resmerge_jax.pipeline.chips import CHIPS

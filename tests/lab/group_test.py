@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from resmerge_jax.cli import lab
-from resmerge_jax.cli.merge_flags import config_folder
+from resmerge_jax.cli.config_file import config_folder
 from resmerge_jax.errors import InputError
 from resmerge_jax.lab.answers import greedy, prompts_of
 from resmerge_jax.lab.recipe import group_recipe

@@ -23,7 +23,7 @@ from resmerge_jax.methods.model_stock import ModelStock
 from resmerge_jax.methods.nearswap import NearSwap
 from resmerge_jax.methods.ram import Ram
 from resmerge_jax.methods.rank_mask import RankMask
-from resmerge_jax.methods.resmerge import ResMerge
+from resmerge_jax.methods.resmerge_params import ResMerge
 from resmerge_jax.methods.retention import Retention
 from resmerge_jax.methods.sce import Sce
 from resmerge_jax.methods.slerp import NuSlerp, Slerp

@@ -17,7 +17,7 @@ from resmerge_jax.methods.base import (
   Update,
   apply_update,
 )
-from resmerge_jax.methods.resmerge import CHOICES
+from resmerge_jax.methods.resmerge_params import CHOICES
 from resmerge_jax.methods.table import method_of
 from resmerge_jax.types import Family
 

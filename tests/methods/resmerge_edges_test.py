@@ -4,13 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from resmerge_jax.methods.resmerge import (
-  BRANCHES,
-  CONSENSUS,
-  MEAN,
-  ZERO,
-  ResMerge,
-)
+from resmerge_jax.methods.resmerge import BRANCHES, CONSENSUS, MEAN, ZERO
+from resmerge_jax.methods.resmerge_params import ResMerge
 from tests.methods import groups
 from tests.methods.groups import COLS, ROWS, VARIANTS
 from tests.oracles.resmerge import head as oracle_head

@@ -8,13 +8,8 @@ import numpy as np
 import pytest
 
 from resmerge_jax.errors import InputError
-from resmerge_jax.methods.resmerge import (
-  CHOICES,
-  CONSENSUS,
-  MEAN,
-  ZERO,
-  ResMerge,
-)
+from resmerge_jax.methods.resmerge import CONSENSUS, MEAN, ZERO
+from resmerge_jax.methods.resmerge_params import CHOICES, ResMerge
 from tests.methods import groups
 from tests.methods.groups import COLS, ROWS, VARIANTS
 from tests.oracles.resmerge import resmerge

@@ -12,7 +12,7 @@ import pytest
 
 import resmerge_jax
 from resmerge_jax.methods.table import METHODS, method_of
-from resmerge_jax.plan import stacks
+from resmerge_jax.plan import step_sizes
 from tests.methods.battery_test import EXPERTS, SETTINGS, N
 
 BF16 = ml_dtypes.bfloat16
@@ -132,7 +132,7 @@ def test_many_devices_agree_with_one(name: str):
 
 @of_rows
 def test_blocks_of_rows_give_the_same_bytes(name: str, monkeypatch):
-  monkeypatch.setattr(stacks, 'STEP_BYTES', 12 * 2 * 4 * 5)  # about five rows
+  monkeypatch.setattr(step_sizes, 'STEP_BYTES', 12 * 2 * 4 * 5)  # about five rows
   with only(1):
     got = merge(name, experts(EXPERTS.get(name, N)))
   for tensor, want in on_one(name).tensors.items():

@@ -9,7 +9,7 @@ import resmerge_jax
 from resmerge_jax.errors import StoppedError
 from resmerge_jax.methods.layerwise import Lines
 from resmerge_jax.methods.ram import Ram
-from resmerge_jax.methods.resmerge import ResMerge
+from resmerge_jax.methods.resmerge_params import ResMerge
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.methods.ties import Ties
 from resmerge_jax.pipeline import scan

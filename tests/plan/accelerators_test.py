@@ -7,7 +7,7 @@ import pytest
 
 from resmerge_jax.cli.shape_group import shape_group
 from resmerge_jax.errors import InputError
-from resmerge_jax.methods.resmerge import ResMerge
+from resmerge_jax.methods.resmerge_params import ResMerge
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.plan.accelerators import (
   SHARE,
