@@ -21,12 +21,12 @@ from resmerge_jax.cli.runtime import (
   run_merging,
 )
 from resmerge_jax.errors import InputError
-from resmerge_jax.sizes import format_size
 
 
 def main(argv: list[str]) -> None:
   """Applies the recipe, then prints what was done."""
   from resmerge_jax import processes
+  from resmerge_jax.cli.merged import print_merged
   from resmerge_jax.pipeline.apply_recipe import apply_recipe
   from resmerge_jax.pipeline.recipe import Recipe
 
@@ -49,23 +49,8 @@ def main(argv: list[str]) -> None:
     resume=given.resume,
     show_progress=processes.is_first(),
   )
-  if not processes.is_first():
-    return
-  content = manifest.content
-  for note in manifest.notes:
-    print(f'note: {note}')
-  for warning in manifest.warnings:
-    print(f'warning: {warning}')
-  if manifest.verified_only:
-    print(f'{manifest.output}: complete, nothing to do; all files are as written')
-    return
-  print(
-    f'{manifest.output}: {len(experts)} experts merged from {given.recipe} in '
-    f'{content["seconds"]["until_commit"]:.1f} s, '
-    f'{format_size(content["bytes_read"])} read, '
-    f'{format_size(content["bytes_written"])} written, '
-    f'peak memory {format_size(content["peak_memory_bytes"])}'
-  )
+  if processes.is_first():
+    print_merged(manifest, f'{len(experts)} experts merged from {given.recipe}')
 
 
 def run() -> None:

@@ -38,12 +38,12 @@ from resmerge_jax.cli.runtime import (
   keep_programs,
   run_merging,
 )
-from resmerge_jax.sizes import format_size
 
 
 def main(argv: list[str]) -> None:
   """Merges, then prints what was done."""
   from resmerge_jax import processes
+  from resmerge_jax.cli.merged import print_merged
   from resmerge_jax.cli.mergekit_yaml import requested
   from resmerge_jax.pipeline.merge import merge
 
@@ -53,28 +53,11 @@ def main(argv: list[str]) -> None:
   given = flags.FLAGS
   processes.start(given.coordinator, given.num_processes, given.process_id)
   manifest = merge(config, show_progress=processes.is_first())
-  if not processes.is_first():
-    return
-  content = manifest.content
-  for note in (*read_as, *manifest.notes):
-    print(f'note: {note}')
-  for warning in manifest.warnings:
-    print(f'warning: {warning}')
-  if manifest.verified_only:
-    n_bytes = sum(entry['bytes'] for entry in content['files'].values())
-    print(
-      f'{manifest.output}: complete, nothing to do; all {len(content["files"])} files '
-      f'({format_size(n_bytes)}) are as they were written'
-    )
-    return
-  seconds = content['seconds']['until_commit']
-  print(
-    f'{manifest.output}: {len(config.experts)} experts merged by '
-    f'{content["config"]["method"]["name"]} in {seconds:.1f} s, '
-    f'{format_size(content["bytes_read"])} read, '
-    f'{format_size(content["bytes_written"])} written as {config.formats}, {config.output_dtype}, '
-    f'peak memory {format_size(content["peak_memory_bytes"])}'
-  )
+  if processes.is_first():
+    method = manifest.content['config']['method']['name']
+    what = f'{len(config.experts)} experts merged by {method}'
+    written = f' as {config.formats}, {config.output_dtype}'
+    print_merged(manifest, what, read_as, written)
 
 
 def run() -> None:

@@ -32,7 +32,8 @@ def test_merge_and_apply(group, tmp_path):
   assert 'pass --overwrite' in done.err
   done = commands.run(apply_recipe, *from_recipe, '--resume')
   assert (done.status, done.err) == (0, '')
-  assert done.out.endswith('complete, nothing to do; all files are as written\n')
+  assert f'{again}: complete, nothing to do; all ' in done.out
+  assert done.out.endswith(') are as they were written\n')
   more = ['--overwrite', '--rho=0.9', '--beta_min=0.1', '--beta_max=0.8']
   done = commands.run(apply_recipe, *from_recipe, *more)
   assert (done.status, done.err) == (0, '')
