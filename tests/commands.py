@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -11,6 +12,8 @@ from unittest import mock
 from absl import flags
 
 from resmerge_jax.cli import app
+
+_PROGRESS = re.compile(r' *\d+% of .+, about \d+ s left, at .+\n')
 
 
 class Done(NamedTuple):
@@ -25,7 +28,7 @@ def run(command: ModuleType, *args: object) -> Done:
   """Exit status and output of `command.run()` with these arguments.
 
   Left out are absl's changes to logging and the compilation cache, which would
-  outlive the command; flags that it defines are removed again.
+  outlive the command, and lines of progress; flags that it defines are removed again.
   """
   out, err = io.StringIO(), io.StringIO()
   words = [command.__name__, *map(str, args)]
@@ -42,8 +45,13 @@ def run(command: ModuleType, *args: object) -> Done:
     try:
       command.run()
     except SystemExit as end:
-      return Done(end.code or 0, out.getvalue(), err.getvalue())
+      return Done(end.code or 0, out.getvalue(), without_progress(err.getvalue()))
   raise AssertionError('a command ends by sys.exit')
+
+
+def without_progress(err: str) -> str:
+  """What a process printed, but for lines of progress: only a busy machine prints any."""
+  return _PROGRESS.sub('', err)
 
 
 def _run(main, flags_parser) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).parents[1]
-TIMEOUT_S = 90
+TIMEOUT_S = 600  # ends what hangs; on a busy machine a start alone takes minutes
 COMMAND = 'from resmerge_jax.cli import merge; merge.run()'
 
 

@@ -21,7 +21,7 @@ from tests.pipeline.merge_killed_test import loadable
 pytestmark = pytest.mark.xdist_group('processes')
 
 DEVICES = 8  # of all processes
-PROMPTLY_S = 15
+PROMPTLY_S = 45  # less than any wait for others, 60 s to join and JAX's 100 s
 # One start for several merges; each of a name and the settings that differ.
 MERGES = {
   'automatic': {},

@@ -15,7 +15,7 @@ import pytest
 from resmerge_jax.cli import merge as merge_command
 from resmerge_jax.errors import InputError
 from resmerge_jax.pipeline.prepare import prepare
-from tests import commands, folders, groups, resumes
+from tests import commands, folders, groups, launches, resumes
 from tests.cli.merge_test import flags_of
 from tests.groups import MEAN
 
@@ -153,8 +153,8 @@ def stopped(command: list[str], kind: signal.Signals, n_writes: int) -> tuple[in
       assert process.stdout.readline()
     time.sleep(random.uniform(0, 0.1))
     process.send_signal(kind)
-    _, err = process.communicate(timeout=60)
-  return process.returncode, err
+    _, err = process.communicate(timeout=launches.TIMEOUT_S)
+  return process.returncode, commands.without_progress(err)
 
 
 @pytest.mark.parametrize(
