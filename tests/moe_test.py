@@ -10,7 +10,7 @@ import transformers
 
 import resmerge_jax
 from resmerge_jax.plan.rules import RELEASE_RULES
-from resmerge_jax.plan.stacks import PROCESS_BYTES
+from resmerge_jax.plan.step_sizes import PROCESS_BYTES
 from tests import groups, launches, resumes, several
 from tests.clients_test import load
 

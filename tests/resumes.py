@@ -11,7 +11,7 @@ import pytest
 
 import resmerge_jax
 from resmerge_jax.errors import InputError
-from resmerge_jax.plan.stacks import PROCESS_BYTES
+from resmerge_jax.plan.step_sizes import PROCESS_BYTES
 from resmerge_jax.writers.journal import Journal
 from tests import groups
 

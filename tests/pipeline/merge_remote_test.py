@@ -17,7 +17,7 @@ from resmerge_jax.checkpoint.files import AT_ONCE
 from resmerge_jax.cli import compare, greedy_soup, merge, plan, show
 from resmerge_jax.errors import InputError, StoppedError
 from resmerge_jax.pipeline import merge as merge_module
-from resmerge_jax.plan.stacks import PROCESS_BYTES
+from resmerge_jax.plan.step_sizes import PROCESS_BYTES
 from tests import commands, groups, remotes, resumes
 from tests.remotes import COMMIT, SCHEMES
 

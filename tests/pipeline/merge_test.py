@@ -10,7 +10,7 @@ import resmerge_jax
 from resmerge_jax.config import config_from, to_plain
 from resmerge_jax.errors import InputError
 from resmerge_jax.pipeline.prepare import prepare
-from resmerge_jax.plan.stacks import PROCESS_BYTES
+from resmerge_jax.plan.step_sizes import PROCESS_BYTES
 from resmerge_jax.types import CODES
 from tests import groups
 from tests.groups import MEAN
