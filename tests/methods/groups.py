@@ -121,14 +121,23 @@ def merge_stored(
   return np.float64(update), stats
 
 
+@functools.cache
+def measuring(params: Any, at: int) -> Any:
+  """The program of a scan."""
+  measure = method_of(params).scans(params)[at].measure
+  return compiled(
+    lambda delta_NxRxC, context: measure(
+      task_vectors(delta_NxRxC), context=context, params=params
+    )
+  )
+
+
 def found(params: Any, delta_NxRxC: np.ndarray) -> Found:
   """What the method's scans find in a model of this one matrix."""
   result: Found = {}
   n, *shape = delta_NxRxC.shape
-  for scan in method_of(params).scans(params):
-    sums = scan.measure(
-      task_vectors(delta_NxRxC), context=context(n, found=result), params=params
-    )
+  for at, scan in enumerate(method_of(params).scans(params)):
+    sums = measuring(params, at)(delta_NxRxC, context(n, found=result))
     totals = {'' if scan.whole_model else 'x': {k: on_host(v) for k, v in sums.items()}}
     facts = {'x': TensorFacts(tuple(shape), layer=0, n_layers=2)}
     by_name = scan.finish(totals, facts, params, {'': result})

@@ -17,17 +17,6 @@ Model = Mapping[str, np.ndarray]  # name -> NxRxC
 
 
 @functools.cache
-def measuring(params: Any, at: int) -> Any:
-  """The program of a scan."""
-  measure = method_of(params).scans(params)[at].measure
-  return groups.compiled(
-    lambda delta_NxRxC, context: measure(
-      groups.task_vectors(delta_NxRxC), context=context, params=params
-    )
-  )
-
-
-@functools.cache
 def merging(params: Any) -> Any:
   """The program of a merge: update and stats."""
 
@@ -90,7 +79,7 @@ def scan(
     for name, x_NxRxC in model.items():
       for start in range(0, x_NxRxC.shape[1], rows):
         here = context(name, len(x_NxRxC), start, weights, found)
-        sums = measuring(params, at)(x_NxRxC[:, start : start + rows], here)
+        sums = groups.measuring(params, at)(x_NxRxC[:, start : start + rows], here)
         for key, value in sums.items():
           times = copies.get(name, 1) if step.copies else 1
           part = times * groups.on_host(value)
