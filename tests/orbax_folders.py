@@ -12,8 +12,8 @@ from flax import traverse_util
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as checkpoint
 
+from resmerge_jax.trees.places import leaves_of, places
 from resmerge_jax.trees.table import LAYOUTS
-from resmerge_jax.trees.tree import leaves_of, places
 from resmerge_jax.types import CODES, TensorRef
 from tests import groups
 from tests.trees import models

@@ -13,8 +13,9 @@ from typing import Any
 
 from resmerge_jax.checkpoint.json_object import load_json_object
 from resmerge_jax.errors import InputError
+from resmerge_jax.trees.places import check_model, leaves_of, named
 from resmerge_jax.trees.table import LAYOUTS
-from resmerge_jax.trees.tree import Place, check_model, leaves_of, named
+from resmerge_jax.trees.tree import Place
 from resmerge_jax.types import CODES, TensorRef
 
 ROOT_FILES = ('_CHECKPOINT_METADATA', 'orbax.checkpoint', 'commit_success.txt')

@@ -8,7 +8,7 @@ import numpy as np
 from resmerge_jax.host_float import contiguous
 from resmerge_jax.models.axes import Path, name_of
 from resmerge_jax.trees.nnx import NNX
-from resmerge_jax.trees.tree import named
+from resmerge_jax.trees.places import named
 
 _ORDER = {rule.path.replace('/', '.'): n for n, rule in enumerate(NNX.rules)}
 

@@ -8,8 +8,9 @@ import jax
 from jax.sharding import SingleDeviceSharding
 
 from resmerge_jax.errors import InputError
+from resmerge_jax.trees.places import places
 from resmerge_jax.trees.table import LAYOUTS
-from resmerge_jax.trees.tree import Layout, Place, places
+from resmerge_jax.trees.tree import Layout, Place
 from resmerge_jax.types import TensorRef
 
 Path = tuple[Any, ...]

@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from resmerge_jax.plan.layout import OutputLayout, ShardFile
+from resmerge_jax.trees.places import leaves_of, places
 from resmerge_jax.trees.table import LAYOUTS
-from resmerge_jax.trees.tree import Place, leaves_of, places
+from resmerge_jax.trees.tree import Place
 from resmerge_jax.types import DTYPES, TensorRef
 from resmerge_jax.version import __version__
 

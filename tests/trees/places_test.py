@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from resmerge_jax.errors import InputError
+from resmerge_jax.trees.places import leaves_of, named, places
 from resmerge_jax.trees.table import LAYOUTS
-from resmerge_jax.trees.tree import leaves_of, named, places
 from resmerge_jax.types import CODES, TensorRef
 from tests.trees import models
 from tests.trees.models import D, E, F, H, K, L, N, V

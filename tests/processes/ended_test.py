@@ -1,54 +1,23 @@
-"""Merges by several processes: the bytes of one process, and one end for all."""
+"""Several processes have one end: killed and resumed, stopped, refused."""
 
-import contextlib
 import json
 import os
 import pathlib
 import shutil
 import signal
 
-import jax
 import pytest
-from orbax.checkpoint import v1 as checkpoint
 
-import resmerge_jax
 from resmerge_jax import processes
 from resmerge_jax.errors import InputError
-from tests import adapters, groups, launches, resumes, several
+from tests import groups, launches, resumes, several
 from tests.pipeline.merge_killed_test import loadable
+from tests.processes.runs import DEVICES, merge_here, same_files
 
 # All in one worker: their merges are shared.
 pytestmark = pytest.mark.xdist_group('processes')
 
-DEVICES = 8  # of all processes
 PROMPTLY_S = 45  # less than any wait for others, 60 s to join and JAX's 100 s
-# One start for several merges; each of a name and the settings that differ.
-MERGES = {
-  'automatic': {},
-  'layers': {'mesh': 'layer:8'},
-  'rows': {'mesh': 'row:8', 'output_dtype': 'float32'},
-  'both': {'mesh': 'layer:2,row:4'},
-  'whole': {'whole_files': True, 'max_shard_size': '20kB'},  # a layer per file
-  'means': {'method': {'name': 'task_arithmetic'}, 'mesh': 'row:8'},
-  'counts': {'method': {'name': 'ram'}},  # scans the whole model first
-  'trims': {'method': {'name': 'ties'}},
-  'orbax': {
-    'output_format': 'orbax',
-    'whole_files': True,
-    'method': {'name': 'task_arithmetic'},
-  },
-  'formats': {'output_format': 'both', 'method': {'name': 'task_arithmetic'}},
-}
-MANY = """
-import json, pathlib, sys
-from resmerge_jax import merge, processes
-from resmerge_jax.config import config_from
-flags = dict(word[2:].split('=', 1) for word in sys.argv[2:])
-numbers = int(flags['num_processes']), int(flags['process_id'])
-processes.start(flags['coordinator'], *numbers)
-for values in json.loads(sys.argv[1]):
-  merge(config_from(values))
-"""
 # The command itself, a little slower; it says what it writes.
 STEADY = """
 import time
@@ -65,149 +34,6 @@ journal.EVERY_S = 0
 merge.run()
 """
 HASTY = 'from resmerge_jax import processes; processes.JOIN_S = 1\n'
-
-
-@pytest.fixture(scope='module')
-def group(tmp_path_factory) -> groups.Group:
-  return several.write_group(tmp_path_factory.mktemp('group'))
-
-
-@pytest.fixture(scope='module')
-def base(group):
-  return groups.load(group.base)
-
-
-def values_of(group, name: str, merge: str) -> dict:
-  """Settings of one of MERGES into folder `name`, as JSON knows them."""
-  values = {'base': str(group.base), 'experts': [str(path) for path in group.experts]}
-  return {**values, 'output': name, **several.SETTINGS, **MERGES[merge]}
-
-
-def merge_here(work: pathlib.Path, group, merge: str, n_devices=DEVICES, **more):
-  """One of MERGES by this process, in folder `work`."""
-  work.mkdir(exist_ok=True)
-  devices = jax.devices()[:n_devices]
-  with contextlib.chdir(work), pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, 'devices', lambda: devices)
-    patch.setattr(jax, 'local_devices', lambda: devices)
-    values = {**values_of(group, merge, merge), **more}
-    return resmerge_jax.merge(resmerge_jax.config.config_from(values))
-
-
-def merge_by(n_processes: int, work: pathlib.Path, group, *names: str) -> None:
-  """MERGES of these names (given twice: once more) by several processes."""
-  seen, merges = set(), []
-  for name in names:
-    merges.append(values_of(group, name + '_again' * (name in seen), name))
-    seen.add(name)
-  words = launches.joining(n_processes, [json.dumps(merges)])
-  for ended in launches.run(work, words, devices=DEVICES // n_processes, script=MANY):
-    assert (ended.status, ended.err) == (0, '')
-
-
-@pytest.fixture(scope='module')
-def alone(group, tmp_path_factory) -> pathlib.Path:
-  """What one process makes of eight devices, and of one."""
-  work = tmp_path_factory.mktemp('alone')
-  for name in ('automatic', 'layers', 'means', 'counts', 'trims'):
-    merge_here(work, group, name)
-  for name in ('automatic', 'rows'):
-    merge_here(work / 'one_device', group, name, 1, mesh=None)
-  return work
-
-
-@pytest.fixture(scope='module')
-def by_two(group, tmp_path_factory) -> pathlib.Path:
-  work = tmp_path_factory.mktemp('two')
-  merge_by(2, work, group, *MERGES, 'both')
-  return work
-
-
-def same_files(a: pathlib.Path, b: pathlib.Path, *but: str) -> None:
-  ours, theirs = resumes.contents(a), resumes.contents(b)
-  assert ours.keys() == theirs.keys()
-  assert {name for name in ours if ours[name] != theirs[name]} <= set(but)
-
-
-@pytest.mark.parametrize('name', ['automatic', 'layers'])
-def test_two_processes_write_the_bytes_of_one(alone, by_two, name):
-  assert groups.weight_bytes(by_two / name) == groups.weight_bytes(alone / name)
-  # Sums over rows, where these were cut, are added in another order.
-  sums = ('records.jsonl', 'manifest.json') if name == 'layers' else ()
-  same_files(by_two / name, alone / name, *sums)
-  exact = {
-    r['name']: any(r.get('float64_head', [])) for r in groups.records(by_two / name)
-  }
-  assert [n for n, again in exact.items() if again] == [several.CLOSE]
-
-
-def test_adapters_by_two_processes(base, group, tmp_path):
-  """Factors, by layers and by rows; an embedding in blocks of rows."""
-  modules = ('mlp.up_proj', 'self_attn.k_proj')
-  names = [f'model.layers.{i}.{m}' for i in range(several.LAYERS) for m in modules]
-  experts = tuple(
-    adapters.write(
-      tmp_path / f'e{seed}',
-      {k: x for n in names for k, x in adapters.factors(base, n, 5, seed).items()},
-      r=5,
-    )
-    for seed in range(2)
-  )
-  of_adapters, work = group._replace(experts=experts), tmp_path / 'two'
-  merge_by(2, work, of_adapters, 'layers', 'rows')
-  one = merge_here(tmp_path / 'one', of_adapters, 'layers').output
-  assert groups.weight_bytes(work / 'layers') == groups.weight_bytes(one)
-  one = merge_here(tmp_path / 'one', of_adapters, 'rows', 1, mesh=None).output
-  several.assert_agree(groups.load(work / 'rows'), groups.load(one), base)
-
-
-@pytest.mark.parametrize('name', ['counts', 'trims'])
-def test_scans_of_two_processes_find_what_one_finds(alone, by_two, name):
-  assert groups.weight_bytes(by_two / name) == groups.weight_bytes(alone / name)
-  ours, theirs = (
-    json.loads((work / name / 'manifest.json').read_text())['scans']
-    for work in (by_two, alone)
-  )
-  assert ours == theirs
-  assert ours
-
-
-def test_four_processes_write_the_bytes_of_one(alone, group, tmp_path):
-  merge_by(4, tmp_path, group, 'automatic')
-  same_files(tmp_path / 'automatic', alone / 'automatic')
-
-
-@pytest.mark.parametrize(
-  ('name', 'reference'), [('rows', 'rows'), ('both', 'automatic')]
-)
-def test_rows_on_several_processes_agree_with_one_device(
-  alone, by_two, base, name, reference
-):
-  want = groups.load(alone / 'one_device' / reference)
-  several.assert_agree(groups.load(by_two / name), want, base)
-  assert [r['name'] for r in groups.records(by_two / name)] == list(base)
-
-
-def test_two_runs_are_equal(by_two):
-  ours, again = (resumes.contents(by_two / name) for name in ('both', 'both_again'))
-  for name in ours.keys() - {'manifest.json', 'README.md'}:  # these name the output
-    assert ours[name] == again[name], name
-
-
-def test_whole_files_have_the_same_bytes(alone, by_two):
-  ours, theirs = by_two / 'whole', alone / 'automatic'
-  assert len(groups.weight_bytes(ours)) > len(groups.weight_bytes(theirs))
-  groups.assert_same_bits(groups.load(ours), groups.load(theirs))
-  assert groups.records(ours) == groups.records(theirs)
-
-
-@pytest.mark.parametrize('name', ['orbax', 'formats'])
-def test_one_process_restores_what_two_wrote_for_orbax(alone, by_two, name):
-  folder = by_two / name / 'orbax' if name == 'formats' else by_two / name
-  want = groups.load(alone / 'means')
-  groups.assert_same_bits(checkpoint.load(folder), want)
-  if name == 'formats':
-    groups.assert_same_bits(groups.load(by_two / name), want)
 
 
 def flags_of(group, *more: str) -> list[str]:
