@@ -15,7 +15,7 @@ from resmerge_jax.writers.convert import convert, prepare_conversion
 from resmerge_jax.writers.folder import FolderWriter
 from tests import folders, groups, orbax_folders
 from tests.trees import models
-from tests.trees.tree_test import CASES
+from tests.trees.places_test import CASES
 
 
 def made(source: pathlib.Path, output: pathlib.Path, **settings) -> pathlib.Path:
