@@ -18,7 +18,7 @@ from resmerge_jax.diagnostics.records import added, measured_record, rank_of
 from resmerge_jax.diagnostics.statistics import Statistics
 from resmerge_jax.errors import InputError
 from resmerge_jax.linalg.quadrature import EXACT_SIDE
-from resmerge_jax.methods.resmerge import ResMerge
+from resmerge_jax.methods.resmerge_params import ResMerge
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.pipeline.checks import check_merged
 from resmerge_jax.pipeline.chips import device_facts
