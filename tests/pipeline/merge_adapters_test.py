@@ -80,6 +80,33 @@ def models(place, adapter_group) -> groups.Group:
   )
 
 
+ONE_MODULE = {n: x for n, x in BASE.items() if Q.split('.')[-1] not in n}
+
+
+def pair_of(path, experts) -> list[groups.Group]:
+  """Adapters of ONE_MODULE with these factors, and their models: few programs."""
+  base = folders.write_folder(path / 'base', ONE_MODULE)
+  adapted, models = [], []
+  for i, factors in enumerate(experts):
+    some = {n: x for n, x in factors.items() if UP.split('.')[-1] in n}
+    rank = max(x.shape[0] for n, x in some.items() if 'lora_A' in n)
+    folder = path / f'adapters/e{i}'  # of one name, which random masks depend on
+    adapted.append(adapters.write(folder, some, r=rank, lora_alpha=2 * rank))
+    model = float32(adapters.merged(ONE_MODULE, some))
+    models.append(folders.write_folder(path / f'models/e{i}', model))
+  return [groups.Group(base, tuple(adapted)), groups.Group(base, tuple(models))]
+
+
+@pytest.fixture(scope='module')
+def of_one_module(place):
+  return pair_of(place / 'one_module', EXPERTS.values())
+
+
+@pytest.fixture(scope='module')
+def full_rank(place):
+  return pair_of(place / 'full_rank', [lora(1, COLS), lora(2, COLS)])
+
+
 def assert_equal_updates(got, want, within):
   """Frobenius norms relative to the update; models in float32 round D to 1e-5 of it."""
   assert got.keys() == want.keys()
@@ -127,31 +154,18 @@ def test_untouched_tensors_are_the_bases(resmerged):
   'name',
   ['task_arithmetic', 'linear', 'ties', 'ram', 'slerp', 'della', 'iso_c', 'karcher'],
 )
-def test_any_method_takes_them(name, adapter_group, models, tmp_path):
+def test_any_method_takes_them(name, of_one_module, full_rank, tmp_path):
   settings = {'method': make_method(name, None), **FLOAT32}
-  pair = [adapter_group, models]
+  # iso_c needs updates of full rank: others leave it directions at will.
+  pair = full_rank if name == 'iso_c' else of_one_module
   if name == 'slerp':
     pair = [g._replace(experts=g.experts[:2]) for g in pair]
-  if name == 'iso_c':  # needs updates of full rank: others leave it directions at will
-    pair = full_rank(tmp_path)
   got, want = (
     groups.load(groups.merge(g, tmp_path / str(i), **settings).output)
     for i, g in enumerate(pair)
   )
   within = 2e-3 if name == 'iso_c' else 3e-5  # iso_c: smallest singular values count
-  assert assert_equal_updates(got, want, within) == 2 * LAYERS
-
-
-def full_rank(path) -> list[groups.Group]:
-  base = folders.write_folder(path / 'base', BASE)
-  found = [
-    (
-      adapters.write(path / f'a{i}', x, r=COLS, lora_alpha=2 * COLS),
-      folders.write_folder(path / f'm{i}', float32(adapters.merged(BASE, x))),
-    )
-    for i, x in enumerate([lora(1, COLS), lora(2, COLS)])
-  ]
-  return [groups.Group(base, experts) for experts in zip(*found, strict=True)]
+  assert assert_equal_updates(got, want, within) == LAYERS
 
 
 @pytest.mark.parametrize('name', ['resmerge', 'task_arithmetic', 'ties'])
