@@ -3,7 +3,7 @@
   train     makes the base and the experts of a config that --output does not have yet,
             draws their curves (curves.png) and evaluates them
   evaluate  greedy answers of all of them, and of --models, to test prompts: tables on
-            stdout, in evaluation.md and evaluation.csv
+            stdout, in evaluation.md and .csv, and a picture
   compare   merges the groups of --seeds by every method, with the settings of the
             paper, of the methods' authors and of ours, each as it is and with its length
             tuned on training prompts; heads and residuals alone, other k and rho: tables

@@ -41,6 +41,22 @@ def plot_training(records: Mapping[str, Mapping[str, Any]], path: pathlib.Path) 
   figure.savefig(path, dpi=120)
 
 
+def plot_models(rows: Rows, path: pathlib.Path) -> None:
+  """Writes a PNG: the accuracy of every model, on each task and their mean."""
+  names, groups = [row[0] for row in rows[1:]], rows[0][1:]
+  figure, axes = _figure(2 + len(names), 3.8)
+  width = 0.8 / len(groups)
+  for i, group in enumerate(groups):
+    places = [n + width * (i - (len(groups) - 1) / 2) for n in range(len(names))]
+    color = '#222222' if group == 'mean' else None
+    axes.bar(places, _numbers(rows, group), 0.9 * width, color=color, label=group)
+  axes.set_xticks(range(len(names)), names, rotation=30, ha='right')
+  axes.set_ylim(0, 100)
+  axes.set_ylabel('right answers to test prompts (%)')
+  axes.legend(ncols=len(groups), loc='lower center', bbox_to_anchor=(0.5, 1))
+  figure.savefig(path, dpi=120)
+
+
 def plot_methods(rows: Rows, tuned: Rows, path: pathlib.Path) -> None:
   """Writes a PNG: the mean accuracy of every method, as it is and with length tuned."""
   names, means = _column(rows, 'method'), _numbers(rows, 'mean')

@@ -125,7 +125,7 @@ def test_probes_and_measuring(folder, monkeypatch):
   group = load_group(PAIR, folder, 'fp32', list(PAIR.experts))
   mixed = probes.score_budgets(group, 'agreement')
   assert list(mixed)[:2] == ['rho = 0', 'rho = 0.1']
-  monkeypatch.setattr(compare, '_curves', lambda group: {'budget': mixed})
+  monkeypatch.setattr(compare, '_curves', lambda _: {'budget': mixed})
   monkeypatch.setattr('resmerge_jax.lab.merges.LENGTHS', LENGTHS[:2])
   said = []
   found = compare.measure_group(PAIR, ('rl',), folder, METHODS, 'bf16', said.append)

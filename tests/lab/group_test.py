@@ -141,8 +141,8 @@ def test_comparison_of_groups(group, config, monkeypatch):
   entries = {'task_arithmetic': Entry('A.2', {'name': 'task_arithmetic'})}
   monkeypatch.setattr(lab, '_entries', lambda n: entries if n == 2 else {})
 
-  def measure(recipe, kinds, folder, given, precision, say):
-    assert (kinds, folder, precision) == (['rl', 'sft'], group[0], 'bf16')
+  def measure(_, kinds, folder, given, *others):
+    assert (kinds, folder, others[0]) == (['rl', 'sft'], group[0], 'bf16')
     right = {'math': np.arange(20) < 10}
     merges = dict.fromkeys(given, right)
     models = dict.fromkeys(MODELS, right)
