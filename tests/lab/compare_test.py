@@ -3,6 +3,8 @@
 import dataclasses
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -115,8 +117,14 @@ def test_two_seeds():
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   folder = tmp_path_factory.mktemp('lab') / 'seed_0'
-  for seed, name in enumerate(('base', *PAIR.experts)):
-    save_model(Decoder(RECIPE.model.config(), nnx.Rngs(seed)), folder / name)
+  rng = np.random.default_rng(0)
+  graph, params = nnx.split(Decoder(PAIR.model.config(), nnx.Rngs(0)))
+
+  def moved(x):
+    return jnp.asarray(np.asarray(x) + rng.normal(0, 0.01, x.shape).astype(np.float32))
+
+  for name in ('base', *PAIR.experts):
+    save_model(nnx.merge(graph, jax.tree.map(moved, params)), folder / name)
     (folder / name / RECORD).write_text('{}')
   return folder
 
@@ -127,11 +135,12 @@ def test_probes_and_measuring(folder, monkeypatch):
   assert list(mixed)[:2] == ['rho = 0', 'rho = 0.1']
   monkeypatch.setattr(compare, '_curves', lambda _: {'budget': mixed})
   monkeypatch.setattr('resmerge_jax.lab.merges.LENGTHS', LENGTHS[:2])
+  monkeypatch.setattr(probes, 'PARTS', {'residual': 'residual_only'})
   said = []
   found = compare.measure_group(PAIR, ('rl',), folder, METHODS, 'bf16', said.append)
   assert found.scores.keys() == {'base', *PAIR.experts, *METHODS}
   assert found.tuned.keys() == found.factors.keys() == METHODS.keys()
-  assert found.parts['rl_math'].keys() == {'head', 'residual'}
+  assert found.parts['rl_math'].keys() == {'residual'}
   assert abs(found.geometry['cosine']) < 1
   assert said[-1].startswith('seed_0: CPU seconds: experts ')
   # rho by two merges and a line is rho by a merge.
