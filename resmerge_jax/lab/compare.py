@@ -4,7 +4,7 @@ import json
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -22,25 +22,11 @@ from resmerge_jax.lab.merges import (
 from resmerge_jax.lab.method_tables import Table, comparison_tables
 from resmerge_jax.lab.plot import plot_curves, plot_methods, plot_parts
 from resmerge_jax.lab.recipe import GroupRecipe
+from resmerge_jax.lab.scores import Measured
 from resmerge_jax.lab.tables import as_csv, markdown
 from resmerge_jax.lab.variants import Entry
 
 Say = Callable[[str], None]
-
-
-class Measured(NamedTuple):
-  """What was measured on the group of one seed; all answers are to test prompts.
-
-  `tuned`: merges whose length, times `factors`, was chosen on training prompts.
-  `parts`: of an expert, on its own task. `curves`: of ResMerge, by curve and value.
-  """
-
-  scores: dict[str, Right]
-  tuned: dict[str, Right]
-  factors: dict[str, float]
-  parts: dict[str, dict[str, np.ndarray]]
-  curves: dict[str, dict[str, Right]]
-  geometry: dict[str, float]
 
 
 def compare_groups(

@@ -1,32 +1,15 @@
 """The tables of a comparison. Accuracies and their differences are in per cent."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from resmerge_jax.lab.answers import prompts_of
 from resmerge_jax.lab.recipe import GroupRecipe
-from resmerge_jax.lab.scores import Scores, paired_difference
+from resmerge_jax.lab.scores import Measured, Scores, paired_difference
 from resmerge_jax.lab.tables import Row
 from resmerge_jax.lab.variants import REFERENCE, Entry
-
-
-class Seed(Protocol):
-  """What was measured on the group of one seed: compare.Measured."""
-
-  @property
-  def scores(self) -> Scores: ...
-  @property
-  def tuned(self) -> Scores: ...
-  @property
-  def factors(self) -> Mapping[str, float]: ...
-  @property
-  def parts(self) -> Scores: ...
-  @property
-  def curves(self) -> Mapping[str, Scores]: ...
-  @property
-  def geometry(self) -> Mapping[str, float]: ...
 
 
 class Table(NamedTuple):
@@ -43,7 +26,9 @@ class Columns:
   gained over the base) are of each merged expert on its own task, averaged.
   """
 
-  def __init__(self, recipe: GroupRecipe, kinds: Sequence[str], seeds: Sequence[Seed]):
+  def __init__(
+    self, recipe: GroupRecipe, kinds: Sequence[str], seeds: Sequence[Measured]
+  ):
     self.recipe, self.kinds = recipe, kinds
     self.models = [seed.scores for seed in seeds]
     self.contents = {
@@ -87,7 +72,7 @@ _DIFFERENCE = (f'minus {REFERENCE}', 'SE prompts', 'SE seeds')
 def comparison_tables(
   recipe: GroupRecipe,
   kinds: Sequence[str],
-  seeds: Sequence[Seed],
+  seeds: Sequence[Measured],
   entries: Mapping[str, Entry],
 ) -> list[Table]:
   columns = Columns(recipe, kinds, seeds)
@@ -137,7 +122,7 @@ def _methods(
 
 
 def _tuned(
-  columns: Columns, seeds: Sequence[Seed], entries: Mapping[str, Entry]
+  columns: Columns, seeds: Sequence[Measured], entries: Mapping[str, Entry]
 ) -> Table:
   tuned = [seed.tuned for seed in seeds]
   rows: list[Row] = [('method', 'length', *columns.head, *_KEPT, *_DIFFERENCE)]
@@ -159,7 +144,7 @@ def _tuned(
   return Table('tuned', 'With the length chosen on training prompts', text, rows)
 
 
-def _parts(columns: Columns, seeds: Sequence[Seed]) -> Table:
+def _parts(columns: Columns, seeds: Sequence[Measured]) -> Table:
   """Of each expert, and of each kind averaged over its experts."""
   rows: list[Row] = [
     ('expert', 'base', 'expert', 'head', 'residual', "head's gain", "residual's gain")
@@ -197,7 +182,7 @@ def _part_row(shares: np.ndarray) -> Row:
   return tuple(percent(share) for share in (*shares, *gains))
 
 
-def _curves(columns: Columns, seeds: Sequence[Seed]) -> Table:
+def _curves(columns: Columns, seeds: Sequence[Measured]) -> Table:
   rows: list[Row] = [('curve', 'value', *columns.head, *_DIFFERENCE)]
   for curve, values in seeds[0].curves.items():
     found = [
@@ -210,7 +195,7 @@ def _curves(columns: Columns, seeds: Sequence[Seed]) -> Table:
   return Table('curves', 'Head rank and budget', text, rows)
 
 
-def _geometry(seeds: Sequence[Seed]) -> Table:
+def _geometry(seeds: Sequence[Measured]) -> Table:
   rows: list[Row] = [('quantity', *(f'{i + 1}' for i in range(len(seeds))))]
   rows += [
     (name, *(f'{seed.geometry[name]:.3g}' for seed in seeds))

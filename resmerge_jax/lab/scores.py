@@ -15,6 +15,21 @@ from resmerge_jax.models.load import load_decoder
 Scores = Mapping[str, Mapping[str, np.ndarray]]  # of a model and a task: bool [Q]
 
 
+class Measured(NamedTuple):
+  """What was measured on the group of one seed; all answers are to test prompts.
+
+  `tuned`: merges whose length, times `factors`, was chosen on training prompts.
+  `parts`: of an expert, on its own task. `curves`: of ResMerge, by curve and value.
+  """
+
+  scores: Scores
+  tuned: Scores
+  factors: Mapping[str, float]
+  parts: Scores
+  curves: Mapping[str, Scores]
+  geometry: Mapping[str, float]
+
+
 class Update(NamedTuple):
   """An expert's change of the base's weights, from two folders of one precision."""
 

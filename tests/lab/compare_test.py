@@ -14,7 +14,7 @@ from resmerge_jax.lab import compare, method_tables, probes
 from resmerge_jax.lab.group import RECORD, save_model
 from resmerge_jax.lab.merges import load_group
 from resmerge_jax.lab.recipe import GroupRecipe, ModelRecipe
-from resmerge_jax.lab.scores import paired_difference
+from resmerge_jax.lab.scores import Measured, paired_difference
 from resmerge_jax.lab.variants import LENGTHS, Entry
 from resmerge_jax.models.decoder import Decoder
 
@@ -62,7 +62,7 @@ def test_one_content_in_two_tasks_is_one_draw():
 def measured(resmerge, tuned=9):
   scores = {'base': right(2), 'rl_math': right(10)}
   scores |= {'task_arithmetic': right(4), 'resmerge': right(resmerge)}
-  return compare.Measured(
+  return Measured(
     scores=scores,
     tuned={'task_arithmetic': right(8), 'resmerge': right(tuned)},
     factors={'task_arithmetic': 2.0, 'resmerge': 1.41},

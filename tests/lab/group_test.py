@@ -13,6 +13,7 @@ from resmerge_jax.errors import InputError
 from resmerge_jax.lab import compare
 from resmerge_jax.lab.answers import greedy, prompts_of
 from resmerge_jax.lab.recipe import group_recipe
+from resmerge_jax.lab.scores import Measured
 from resmerge_jax.lab.tokenizer import text_of
 from resmerge_jax.lab.variants import Entry
 from resmerge_jax.models.load import load_decoder
@@ -151,7 +152,7 @@ def test_comparison_of_groups(group, config, monkeypatch):
     }
     curves = {'head rank': {'k = 1': right}, 'budget': {'rho = 0': right}}
     factors = dict.fromkeys(given, 1.0)
-    return compare.Measured({**models, **merges}, merges, factors, parts, curves, {})
+    return Measured({**models, **merges}, merges, factors, parts, curves, {})
 
   monkeypatch.setattr(compare, 'measure_group', measure)
   flags = ('--seeds=0', '--group=tiny', '--kinds=rl,sft')
