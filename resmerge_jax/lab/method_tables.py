@@ -92,9 +92,10 @@ def _models(columns: Columns) -> Table:
     (name, *columns.accuracy(columns.models, name))
     for name in ('base', *columns.recipe.experts)
   ]
+  n_seeds = len(columns.models)
   text = (
-    f'Right answers, % of {columns.recipe.test_prompts} test prompts per task, mean of '
-    f'{len(columns.models)} seeds.'
+    f'Right answers, % of {columns.recipe.test_prompts} test prompts per task, '
+    + (f'mean of {n_seeds} seeds.' if n_seeds > 1 else 'one seed.')
   )
   return Table('models', 'Base and experts', text, rows)
 

@@ -65,11 +65,11 @@ def plot_methods(rows: Rows, tuned: Rows, path: pathlib.Path) -> None:
   axes.barh(places, means, height=0.7, color=_BLUE, label='as it is')
   axes.plot(_numbers(tuned, 'mean'), places, 'D', color=_ORANGE, label='length tuned')
   axes.set_yticks(places, names)
-  axes.invert_yaxis()
   axes.set_xlim(0, 100)
   axes.set_xlabel('mean accuracy on test prompts (%)')
   axes.grid(axis='x', alpha=0.3)
-  axes.legend()
+  axes.set_ylim(len(names) - 0.4, -0.6)
+  axes.legend(ncols=2, loc='lower center', bbox_to_anchor=(0.5, 1))
   figure.savefig(path, dpi=120)
 
 
