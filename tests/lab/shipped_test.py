@@ -6,7 +6,7 @@ import re
 import shutil
 
 from resmerge_jax.cli import lab, merge
-from resmerge_jax.cli.merge_flags import load_config
+from resmerge_jax.cli.config_file import load_config
 from resmerge_jax.lab.group import _made_by, model_names
 from resmerge_jax.lab.recipe import group_recipe
 from tests import commands
