@@ -33,7 +33,7 @@ ALLOWED = {
   'synthetic': GROUND | {'checkpoint'},
   'bench': {'checkpoint', 'synthetic', 'sizes', 'errors', 'types', 'version', '__init__'},
   'models': FILES | {'writers'},
-  'lab': GROUND | {'checkpoint', 'models', 'pipeline'},
+  'lab': GROUND | {'checkpoint', 'methods', 'models', 'parameters', 'pipeline'},
   'adarank': NUMERIC | FILES | {'config', 'models', 'pipeline'},
   'scores': {'errors'},
   'diagnostics': NUMERIC | FILES | {'config', 'parameters', 'pipeline', 'writers'},

@@ -3,10 +3,11 @@
   train     makes the base and the experts of a config that --output does not have yet,
             draws their curves (curves.png) and evaluates them
   evaluate  greedy answers of all of them, and of --models, to test prompts: tables on
-            stdout, in evaluation.md and evaluation.csv
-  compare   merges the groups of --seeds by every bundled config and the project's own
-            variants, each as it is and with its length tuned on training prompts: one
-            table with paired standard errors, and compare_GROUP.md, .csv, .json, .png
+            stdout, in evaluation.md and .csv, and a picture
+  compare   merges the groups of --seeds by every method, with the settings of the
+            paper, of the methods' authors and of ours, each as it is and with its length
+            tuned on training prompts; heads and residuals alone, other k and rho: tables
+            with paired standard errors, OUTPUT/compare_GROUP.md, .csv, .json, .png
 
 Needs the extra `lab`. Every model lies in OUTPUT/seed_SEED/NAME/bf16 and .../fp32
 as transformers loads it; OUTPUT/seed_SEED/NAME/record.json says how it was trained.
@@ -20,6 +21,8 @@ Examples:
     python -m tools.lab evaluate --models=out/lab_merged
   All methods on three groups that are trained:
     python -m tools.lab compare --config=lab_disjoint --seeds=0,1,2
+  The same for the supervised experts of a config that has others too:
+    python -m tools.lab compare --config=lab_twins --kinds=sft
 """
 
 import pathlib
@@ -32,7 +35,7 @@ from ml_collections import config_flags
 
 from resmerge_jax.cli.app import run_app
 from resmerge_jax.cli.config_file import bundled_configs, load_config, take
-from resmerge_jax.cli.runtime import keep_jit_programs
+from resmerge_jax.cli.runtime import keep_jit_programs, keep_programs
 from resmerge_jax.errors import InputError
 
 COMMANDS = ('train', 'evaluate', 'compare')
@@ -46,7 +49,7 @@ def _define_flags(argv: list[str]) -> list[str]:
   flags.DEFINE_string(
     'group',
     pathlib.Path(chosen).stem,
-    "name of compare's files (default: the config's)",
+    "name of compare's files, before --kinds (default: the config's)",
   )
   config_flags.DEFINE_config_dict(
     'config',
@@ -57,6 +60,9 @@ def _define_flags(argv: list[str]) -> list[str]:
   )
   flags.DEFINE_integer('seed', 0, 'of everything that is drawn while training')
   flags.DEFINE_list('seeds', None, 'of the groups that compare takes (default: --seed)')
+  flags.DEFINE_list(
+    'kinds', None, "of experts that compare merges (default: the config's)"
+  )
   flags.DEFINE_string('output', 'out/lab', 'folder of the groups')
   flags.DEFINE_enum('precision', 'bf16', ['bf16', 'fp32'], 'weights that are evaluated')
   flags.DEFINE_list('models', [], 'more model folders to evaluate')
@@ -77,37 +83,56 @@ def main(argv: list[str]) -> None:
   recipe = group_recipe(flag.config.to_dict())
   output = pathlib.Path(flag.output)
   folder = output / f'seed_{flag.seed}'
-  keep_jit_programs()
   begun_s = time.perf_counter()
 
   def say(text: str) -> None:
     seconds = time.perf_counter() - begun_s
     print(f'{seconds:6.0f} s  {text}', file=sys.stderr, flush=True)
 
+  if argv[1] == 'compare':
+    keep_programs()  # of merges: most of what is compiled here
+    print(_compared(recipe, output, say), end='')
+    return
+  keep_jit_programs()
   if argv[1] == 'train':
     from resmerge_jax.lab.group import train_group
     from resmerge_jax.lab.plot import plot_training
 
     records = train_group(recipe, flag.seed, folder, say)
     plot_training(records, folder / 'curves.png')
-  if argv[1] == 'compare':
-    from resmerge_jax.lab.compare import compare_groups
-
-    folders = [output / f'seed_{seed}' for seed in flag.seeds or [flag.seed]]
-    to = output / f'compare_{flag.group}'
-    print(compare_groups(recipe, folders, _methods(), flag.precision, to, say), end='')
-    return
   models = [pathlib.Path(model) for model in flag.models]
   print(evaluate_group(recipe, folder, flag.precision, models, say), end='')
 
 
-def _methods() -> dict[str, Any]:
-  """Name -> method: all bundled configs that name no models, then the variants."""
-  from resmerge_jax.lab.variants import VARIANTS
+def _compared(recipe: Any, output: pathlib.Path, say: Any) -> str:
+  from resmerge_jax.lab.compare import compare_groups
+
+  flag = flags.FLAGS
+  kinds = flag.kinds or recipe.kinds
+  if unknown := [kind for kind in kinds if kind not in recipe.kinds]:
+    raise InputError(
+      '--kinds: the config has no such experts',
+      unknown,
+      fix=f'it has {", ".join(recipe.kinds)}',
+    )
+  n_experts = sum(kind in kinds for kind, _ in recipe.experts.values())
+  if n_experts < 2:
+    raise InputError('compare: one expert is nothing to merge')
+  folders = [output / f'seed_{seed}' for seed in flag.seeds or [flag.seed]]
+  name = '_'.join(['compare', flag.group, *(flag.kinds or [])])
+  entries = _entries(n_experts)
+  return compare_groups(
+    recipe, kinds, folders, entries, flag.precision, output / name, say
+  )
+
+
+def _entries(n_experts: int) -> dict[str, Any]:
+  """What is compared; the paper's settings are the bundled configs without models."""
+  from resmerge_jax.lab.variants import comparison
 
   configs = {name: load_config(name) for name in bundled_configs()}
   methods = {n: c.method.to_dict() for n, c in configs.items() if 'base' not in c}
-  return methods | VARIANTS
+  return comparison(methods, n_experts)
 
 
 def run() -> None:

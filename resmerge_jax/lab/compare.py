@@ -1,124 +1,162 @@
-"""All methods on groups of several seeds: tables with paired standard errors."""
+"""All methods on groups of several seeds: measured, and written as tables and pictures."""
 
 import json
 import pathlib
+import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from resmerge_jax.lab import probes
 from resmerge_jax.lab.evaluate import check_complete
 from resmerge_jax.lab.merges import (
+  Loaded,
+  Right,
   best_length,
   lengthened,
   load_group,
   merged,
   score_merge,
 )
-from resmerge_jax.lab.plot import plot_methods
+from resmerge_jax.lab.method_tables import Table, comparison_tables
+from resmerge_jax.lab.plot import plot_curves, plot_methods, plot_parts
 from resmerge_jax.lab.recipe import GroupRecipe
-from resmerge_jax.lab.scores import Scores, paired_difference
-from resmerge_jax.lab.tables import Row, as_csv, markdown
-from resmerge_jax.lab.variants import REFERENCE, Method
+from resmerge_jax.lab.scores import Measured
+from resmerge_jax.lab.tables import as_csv, markdown
+from resmerge_jax.lab.variants import Entry
 
 Say = Callable[[str], None]
-_TUNED = ', length tuned'
-_HEAD = (
-  'mean',
-  'retention',
-  'gain kept',
-  f'minus {REFERENCE}',
-  'SE prompts',
-  'SE seeds',
-  'length',
-)
 
 
 def compare_groups(
   recipe: GroupRecipe,
+  kinds: Sequence[str],
   folders: Sequence[pathlib.Path],
-  methods: Mapping[str, Method],
+  entries: Mapping[str, Entry],
   precision: str,
   output: pathlib.Path,
   say: Say,
 ) -> str:
-  """The methods table of the groups in `folders`, one per seed, as Markdown.
+  """The tables of the groups in `folders`, one per seed, as Markdown.
 
-  Every method is scored as it is, and with its update's length chosen on training
-  prompts. Writes `output`.md, .csv, .json (right answers by prompt) and .png.
+  Experts of `kinds` are merged. Every merge is scored as it is, and with its update's
+  length chosen on training prompts. Writes what `write_comparison` says.
 
   Raises:
     InputError: a model of a group is missing.
   """
   for folder in folders:
     check_complete(recipe, folder)
-  seeds: list[dict[str, dict[str, np.ndarray]]] = []
-  factors: dict[str, list[float]] = {}
-  for folder in folders:
-    group = load_group(recipe, folder, precision)
-    found = {
-      name: score_merge(group, tensors, test=True)
-      for name, tensors in {'base': group.base, **group.experts}.items()
-    }
-    for name, method in methods.items():
-      tensors = merged(group, method)
-      found[name] = score_merge(group, tensors, test=True)
-      factor = best_length(group, tensors)
-      longer = lengthened(group, tensors, factor)
-      found[name + _TUNED] = score_merge(group, longer, test=True)
-      factors.setdefault(name + _TUNED, []).append(factor)
-      mean = np.mean([right.mean() for right in found[name].values()])
-      say(f'{folder.name}: {name}: {mean:.1%}')
-    seeds.append(found)
-  rows = method_rows(recipe, seeds, factors)
-  text = markdown(rows)
-  output.with_suffix('.md').write_text(text)
-  output.with_suffix('.csv').write_text(as_csv(rows))
-  raw = [
-    {name: {task: r.tolist() for task, r in by.items()} for name, by in found.items()}
-    for found in seeds
+  seeds = [
+    measure_group(recipe, kinds, folder, entries, precision, say) for folder in folders
   ]
-  output.with_suffix('.json').write_text(json.dumps(raw) + '\n')
-  plot_methods(rows, output.with_suffix('.png'))
+  return write_comparison(recipe, kinds, seeds, entries, output)
+
+
+def measure_group(
+  recipe: GroupRecipe,
+  kinds: Sequence[str],
+  folder: pathlib.Path,
+  entries: Mapping[str, Entry],
+  precision: str,
+  say: Say,
+) -> Measured:
+  """Everything that is measured on one group; says the CPU seconds of each phase."""
+  clock = _Clock()
+  every = load_group(recipe, folder, precision, list(recipe.experts))
+  chosen = {n: every.experts[n] for n, (k, _) in recipe.experts.items() if k in kinds}
+  group = every._replace(experts=chosen)
+  scores = {
+    name: score_merge(group, tensors)
+    for name, tensors in {'base': group.base, **every.experts}.items()
+  }
+  clock.lap('experts')
+  tuned: dict[str, Right] = {}
+  factors: dict[str, float] = {}
+  for name, entry in entries.items():
+    tensors = merged(group, entry).tensors
+    clock.lap('merges')
+    scores[name] = score_merge(group, tensors)
+    factors[name] = best_length(group, tensors)
+    longer = lengthened(group, tensors, factors[name])
+    tuned[name] = score_merge(group, longer)
+    clock.lap('merges answer')
+    means = [_mean(found[name]) for found in (scores, tuned)]
+    say(
+      f'{folder.name}: {name}: {means[0]:.1%}; times {factors[name]:g}: {means[1]:.1%}'
+    )
+  parts = probes.score_parts(every)
+  curves = _curves(group)
+  geometry = probes.geometry(group, merged(group, entries['resmerge']).records)
+  clock.lap('parts and curves')
+  say(f'{folder.name}: CPU seconds: {clock}')
+  return Measured(scores, tuned, factors, parts, curves, geometry)
+
+
+def _curves(group: Loaded) -> dict[str, dict[str, Right]]:
+  return {
+    'head rank': probes.score_ranks(group),
+    'budget': probes.score_budgets(group, 'agreement'),
+    'budget, not gated': probes.score_budgets(group, 'none'),
+  }
+
+
+def _mean(right: Right) -> float:
+  return float(np.mean([answers.mean() for answers in right.values()]))
+
+
+def write_comparison(
+  recipe: GroupRecipe,
+  kinds: Sequence[str],
+  seeds: Sequence[Measured],
+  entries: Mapping[str, Entry],
+  output: pathlib.Path,
+) -> str:
+  """Writes the tables as `output`.md and one .csv each, right answers by prompt as
+  `output`.json, and pictures: of methods, parts (Figure 1) and curves (Figure 3).
+  """
+  tables = comparison_tables(recipe, kinds, seeds, entries)
+  text = ''.join(f'## {t.title}\n\n{t.text}\n\n{markdown(t.rows)}\n' for t in tables)
+  output.with_name(f'{output.name}.md').write_text(text)
+  raw = [_plain(found._asdict()) for found in seeds]
+  output.with_name(f'{output.name}.json').write_text(json.dumps(raw) + '\n')
+  for table in tables:
+    output.with_name(f'{output.name}_{table.name}.csv').write_text(as_csv(table.rows))
+  _draw({table.name: table for table in tables}, output)
   return text
 
 
-def method_rows(
-  recipe: GroupRecipe,
-  seeds: Sequence[Scores],
-  factors: Mapping[str, Sequence[float]],
-) -> list[Row]:
-  """A head, and per model: % right, averaged over seeds, and what follows from it.
+def _draw(tables: Mapping[str, Table], output: pathlib.Path) -> None:
+  def path(name: str) -> pathlib.Path:
+    return output.with_name(f'{output.name}_{name}.png')
 
-  Retention and the gain kept are of each expert on its own task, averaged.
-  """
-  rows: list[Row] = [('model', *recipe.tasks, *_HEAD)]
-  for name in seeds[0]:
-    shares_SxT = np.array(
-      [[found[name][task].mean() for task in recipe.tasks] for found in seeds]
-    )
-    numbers = [*shares_SxT.mean(axis=0), shares_SxT.mean()]
-    row = [name, *(f'{100 * number:.1f}' for number in numbers)]
-    is_merge = name != 'base' and name not in recipe.experts
-    kept = [_kept(recipe, found, name) for found in seeds]
-    row += [f'{100 * n:.1f}' for n in np.mean(kept, axis=0)] if is_merge else ['', '']
-    difference, of_prompts, of_seeds = paired_difference(seeds, name, REFERENCE)
-    row += [f'{100 * difference:+.1f}', f'{100 * of_prompts:.1f}']
-    row.append('' if of_seeds is None else f'{100 * of_seeds:.1f}')
-    row.append(' / '.join(f'{factor:g}' for factor in factors.get(name, ())))
-    rows.append(tuple(row))
-  return rows
+  plot_methods(tables['methods'].rows, tables['tuned'].rows, path('methods'))
+  plot_parts(tables['parts'].rows, path('parts'))
+  plot_curves(tables['curves'].rows, path('curves'))
 
 
-def _kept(recipe: GroupRecipe, found: Scores, name: str) -> tuple[float, float]:
-  """Mean over experts: accuracy over the expert's, and the share of its gain."""
-  ratios = []
-  for expert, (_, task) in recipe.experts.items():
-    base, own = found['base'][task].mean(), found[expert][task].mean()
-    merge = found[name][task].mean()
-    ratios.append((_ratio(merge, own), _ratio(merge - base, own - base)))
-  retention, gain_kept = np.mean(ratios, axis=0)
-  return retention, gain_kept
+def _plain(value: Any) -> Any:
+  """For JSON: right answers as text, 1 or 0 per prompt."""
+  if isinstance(value, Mapping):
+    return {name: _plain(part) for name, part in value.items()}
+  if isinstance(value, np.ndarray):
+    return ''.join('01'[int(right)] for right in value)
+  return value
 
 
-def _ratio(part: float, whole: float) -> float:
-  return part / whole if whole else float('nan')
+class _Clock:
+  """CPU seconds of this process by phase."""
+
+  def __init__(self) -> None:
+    self._seconds: dict[str, float] = {}
+    self._last = time.process_time()
+
+  def lap(self, phase: str) -> None:
+    """What has passed since the last lap was this phase."""
+    now = time.process_time()
+    self._seconds[phase] = self._seconds.get(phase, 0) + now - self._last
+    self._last = now
+
+  def __str__(self) -> str:
+    return ', '.join(f'{phase} {s:.0f}' for phase, s in self._seconds.items())

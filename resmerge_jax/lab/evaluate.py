@@ -8,6 +8,7 @@ import numpy as np
 
 from resmerge_jax.errors import InputError
 from resmerge_jax.lab.group import RECORD, model_names
+from resmerge_jax.lab.plot import plot_models
 from resmerge_jax.lab.recipe import GroupRecipe
 from resmerge_jax.lab.scores import score, update_of
 from resmerge_jax.lab.tables import (
@@ -30,8 +31,8 @@ def evaluate_group(
 ) -> str:
   """Tables of the group in `folder` and of more `models`, as Markdown.
 
-  Writes them to evaluation.md and evaluation.csv, and which prompts each model gets
-  right to evaluation.json.
+  Writes them to evaluation.md and evaluation.csv, a picture of the first to
+  evaluation.png, and which prompts each model gets right to evaluation.json.
 
   Raises:
     InputError: a model of the group is missing.
@@ -64,6 +65,7 @@ def evaluate_group(
   (folder / 'evaluation.md').write_text(text)
   (folder / 'evaluation.csv').write_text(as_csv(rows))
   (folder / 'evaluation.json').write_text(json.dumps(right) + '\n')
+  plot_models(rows[:-1], folder / 'evaluation.png')  # without its errors
   return text
 
 

@@ -1,7 +1,7 @@
 """Merges of a group in memory, and their accuracy."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -11,13 +11,14 @@ from resmerge_jax.checkpoint.folder import open_checkpoint
 from resmerge_jax.checkpoint.memory import MemoryReader, memory_checkpoint
 from resmerge_jax.lab.answers import is_right, prompts_of
 from resmerge_jax.lab.recipe import GroupRecipe
-from resmerge_jax.lab.variants import LENGTHS, Method
+from resmerge_jax.lab.variants import LENGTHS, Entry
 from resmerge_jax.models.decoder import Decoder
 from resmerge_jax.models.load import load_decoder, read_decoder
 from resmerge_jax.models.save import hf_tensors
-from resmerge_jax.pipeline.state_dicts import merge_state_dicts
+from resmerge_jax.pipeline.state_dicts import MergeResult, merge_state_dicts
 
 Tensors = Mapping[str, np.ndarray]
+Right = dict[str, np.ndarray]  # of a task: bool [Q], whether each answer is right
 _STORED = {'bf16': np.dtype(ml_dtypes.bfloat16), 'fp32': np.dtype(np.float32)}
 
 
@@ -31,8 +32,10 @@ class Loaded(NamedTuple):
   experts: Mapping[str, Tensors]
 
 
-def load_group(recipe: GroupRecipe, folder: pathlib.Path, precision: str) -> Loaded:
-  paths = {name: folder / name / precision for name in ('base', *recipe.experts)}
+def load_group(
+  recipe: GroupRecipe, folder: pathlib.Path, precision: str, experts: Sequence[str]
+) -> Loaded:
+  paths = {name: folder / name / precision for name in ('base', *experts)}
   tensors = {
     name: dict(hf_tensors(load_decoder(path, param_dtype='float32')))
     for name, path in paths.items()
@@ -41,11 +44,15 @@ def load_group(recipe: GroupRecipe, folder: pathlib.Path, precision: str) -> Loa
   return Loaded(recipe, precision, config, tensors.pop('base'), tensors)
 
 
-def merged(group: Loaded, method: Method) -> dict[str, np.ndarray]:
+def merged(group: Loaded, entry: Entry) -> MergeResult:
   """The merge in float32."""
-  params = {key: value for key, value in method.items() if key != 'name'}
-  result = merge_state_dicts(group.base, group.experts, method['name'], params)
-  return result.tensors
+  return merge_state_dicts(
+    group.base,
+    group.experts,
+    entry.method['name'],
+    entry.params,
+    post=entry.post,
+  )
 
 
 def lengthened(group: Loaded, tensors: Tensors, factor: float) -> dict[str, np.ndarray]:
@@ -55,14 +62,19 @@ def lengthened(group: Loaded, tensors: Tensors, factor: float) -> dict[str, np.n
 
 
 def score_merge(
-  group: Loaded, tensors: Tensors, *, test: bool
-) -> dict[str, np.ndarray]:
-  """bool [Q] per task: right answers to test prompts, or to the checks' prompts."""
+  group: Loaded,
+  tensors: Tensors,
+  *,
+  test: bool = True,
+  tasks: Sequence[str] | None = None,
+) -> Right:
+  """Right answers to test prompts, or to the checks' prompts."""
   model = _decoder(group, tensors)
   recipe = group.recipe
   count = recipe.test_prompts if test else recipe.check_prompts
   return {
-    task: is_right(model, prompts_of(task, count, test=test)) for task in recipe.tasks
+    task: is_right(model, prompts_of(task, count, test=test))
+    for task in tasks or recipe.tasks
   }
 
 

@@ -1,8 +1,12 @@
-"""Pictures of training and of methods; matplotlib is loaded when needed."""
+"""Pictures of training and of comparisons; matplotlib is loaded when needed."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+Rows = Sequence[tuple[str, ...]]  # a head, and the rest
+_BLUE, _ORANGE = '#0072B2', '#D55E00'
+_COLORS = ('#BBBBBB', _ORANGE, _BLUE, '#222222')
 
 
 def plot_training(records: Mapping[str, Mapping[str, Any]], path: pathlib.Path) -> None:
@@ -37,23 +41,97 @@ def plot_training(records: Mapping[str, Mapping[str, Any]], path: pathlib.Path) 
   figure.savefig(path, dpi=120)
 
 
-def plot_methods(rows: Sequence[tuple[str, ...]], path: pathlib.Path) -> None:
-  """Writes a PNG: the mean accuracy of every model of the methods table, as bars."""
+def plot_models(rows: Rows, path: pathlib.Path) -> None:
+  """Writes a PNG: the accuracy of every model, on each task and their mean."""
+  names, groups = [row[0] for row in rows[1:]], rows[0][1:]
+  figure, axes = _figure(2 + len(names), 3.8)
+  width = 0.8 / len(groups)
+  for i, group in enumerate(groups):
+    places = [n + width * (i - (len(groups) - 1) / 2) for n in range(len(names))]
+    color = '#222222' if group == 'mean' else None
+    axes.bar(places, _numbers(rows, group), 0.9 * width, color=color, label=group)
+  axes.set_xticks(range(len(names)), names, rotation=30, ha='right')
+  axes.set_ylim(0, 100)
+  axes.set_ylabel('right answers to test prompts (%)')
+  axes.legend(ncols=len(groups), loc='lower center', bbox_to_anchor=(0.5, 1))
+  figure.savefig(path, dpi=120)
+
+
+def plot_methods(rows: Rows, tuned: Rows, path: pathlib.Path) -> None:
+  """Writes a PNG: the mean accuracy of every method, as it is and with length tuned."""
+  names, means = _column(rows, 'method'), _numbers(rows, 'mean')
+  figure, axes = _figure(7, 1 + 0.25 * len(names))
+  places = range(len(names))
+  axes.barh(places, means, height=0.7, color=_BLUE, label='as it is')
+  axes.plot(_numbers(tuned, 'mean'), places, 'D', color=_ORANGE, label='length tuned')
+  axes.set_yticks(places, names)
+  axes.set_xlim(0, 100)
+  axes.set_xlabel('mean accuracy on test prompts (%)')
+  axes.grid(axis='x', alpha=0.3)
+  axes.set_ylim(len(names) - 0.4, -0.6)
+  axes.legend(ncols=2, loc='lower center', bbox_to_anchor=(0.5, 1))
+  figure.savefig(path, dpi=120)
+
+
+def plot_parts(rows: Rows, path: pathlib.Path) -> None:
+  """Writes a PNG in the manner of the paper's Figure 1: an expert beside its parts."""
+  names = _column(rows, 'expert')
+  figure, axes = _figure(2 + 0.9 * len(names), 3.6)
+  shown = ('base', 'head', 'residual', 'expert')
+  for i, (part, color) in enumerate(zip(shown, _COLORS, strict=True)):
+    # 'expert' is the name's column too.
+    index = len(rows[0]) - 1 - rows[0][::-1].index(part)
+    heights = [float(row[index]) for row in rows[1:]]
+    axes.bar(
+      [n + 0.2 * (i - 1.5) for n in range(len(names))],
+      heights,
+      width=0.18,
+      color=color,
+      label=part,
+    )
+  axes.set_xticks(range(len(names)), names, rotation=30, ha='right')
+  axes.set_ylim(0, 100)
+  axes.set_ylabel('accuracy on its own task (%)')
+  axes.legend(ncols=4, loc='lower center', bbox_to_anchor=(0.5, 1))
+  figure.savefig(path, dpi=120)
+
+
+def plot_curves(rows: Rows, path: pathlib.Path) -> None:
+  """Writes a PNG in the manner of the paper's Figure 3: accuracy by k, and by rho."""
+  curves = dict.fromkeys(_column(rows, 'curve'))
+  panels = {'head rank': 'k', 'budget': 'rho'}
+  figure, both = _figure(9, 3.4, len(panels))
+  means = [float(row[rows[0].index('mean')]) for row in rows[1:]]
+  for axes, (begin, label) in zip(both, panels.items(), strict=True):
+    for curve in [name for name in curves if name.startswith(begin)]:
+      found = [
+        (float(row[1].split(' = ')[1]), mean)
+        for row, mean in zip(rows[1:], means, strict=True)
+        if row[0] == curve
+      ]
+      axes.plot(*zip(*found, strict=True), 'o-', label=curve)
+    axes.set_xlabel(label)
+    axes.set_ylim(min(means) - 5, max(means) + 5)
+    axes.set_ylabel('mean accuracy (%)')
+    axes.grid(alpha=0.3)
+    axes.legend()
+  figure.savefig(path, dpi=120)
+
+
+def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
   import matplotlib.figure
 
-  names = [row[0] for row in rows[1:]]
-  means = [float(row[rows[0].index('mean')]) for row in rows[1:]]
-  figure = matplotlib.figure.Figure(
-    figsize=(7, 1 + 0.25 * len(names)), layout='constrained'
-  )
-  axes = figure.subplots()
-  tuned = [',' in name for name in names]
-  axes.barh(names, means, color=['#D55E00' if t else '#0072B2' for t in tuned])
-  axes.invert_yaxis()
-  axes.set_xlim(0, 100)
-  axes.set_xlabel('mean accuracy on test prompts (%); orange: length tuned')
-  axes.grid(axis='x', alpha=0.3)
-  figure.savefig(path, dpi=120)
+  figure = matplotlib.figure.Figure(figsize=(width, height), layout='constrained')
+  return figure, figure.subplots(1, panels)
+
+
+def _column(rows: Rows, name: str) -> list[str]:
+  index = rows[0].index(name)
+  return [row[index] for row in rows[1:]]
+
+
+def _numbers(rows: Rows, name: str) -> list[float]:
+  return [float(value) for value in _column(rows, name)]
 
 
 def _dress(axes: Any, title: str, y_label: str) -> None:

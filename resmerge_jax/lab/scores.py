@@ -15,6 +15,21 @@ from resmerge_jax.models.load import load_decoder
 Scores = Mapping[str, Mapping[str, np.ndarray]]  # of a model and a task: bool [Q]
 
 
+class Measured(NamedTuple):
+  """What was measured on the group of one seed; all answers are to test prompts.
+
+  `tuned`: merges whose length, times `factors`, was chosen on training prompts.
+  `parts`: of an expert, on its own task. `curves`: of ResMerge, by curve and value.
+  """
+
+  scores: Scores
+  tuned: Scores
+  factors: Mapping[str, float]
+  parts: Scores
+  curves: Mapping[str, Scores]
+  geometry: Mapping[str, float]
+
+
 class Update(NamedTuple):
   """An expert's change of the base's weights, from two folders of one precision."""
 
@@ -52,16 +67,27 @@ def standard_error(is_right_Q: np.ndarray) -> float:
   return float((share * (1 - share) / len(is_right_Q)) ** 0.5)
 
 
+class Difference(NamedTuple):
+  """How much more often one model is right than another, and its standard errors."""
+
+  mean: float
+  of_prompts: float  # the error over prompts, for these seeds
+  of_seeds: float | None  # the error over seeds, for these prompts; None with one seed
+
+
 def paired_difference(
-  seeds: Sequence[Scores], name: str, reference: str
-) -> tuple[float, float, float | None]:
+  seeds: Sequence[Scores],
+  name: str,
+  reference: str,
+  contents: Mapping[str, Sequence[str]],
+) -> Difference:
   """Mean over seeds, tasks and prompts of how much more often `name` is right.
 
-  Returns:
-    The difference; its standard error over prompts, which are the same for all seeds
-    and so averaged over them first; that over seeds (None with a single one).
+  All seeds and models have the same prompts. So differences are averaged over seeds
+  first, and prompts with one content (`contents`, by task) are one draw: the same sum
+  may be asked in two tasks, or in two forms.
   """
-  tasks = list(seeds[0][name])
+  tasks = list(contents)
   difference_SxTxQ = np.array(
     [
       [found[name][t].astype(float) - found[reference][t] for t in tasks]
@@ -69,10 +95,14 @@ def paired_difference(
     ]
   )
   n_seeds, n_tasks, n_prompts = difference_SxTxQ.shape
-  variances_T = difference_SxTxQ.mean(axis=0).var(axis=1, ddof=1)
-  of_prompts = (variances_T.sum() / n_prompts) ** 0.5 / n_tasks
+  by_prompt_TxQ = difference_SxTxQ.mean(axis=0)
+  centred_TxQ = by_prompt_TxQ - by_prompt_TxQ.mean(axis=1, keepdims=True)
+  _, draw = np.unique([c for t in tasks for c in contents[t]], return_inverse=True)
+  sums = np.bincount(draw, weights=centred_TxQ.ravel())
+  # By task this is the variance of a mean, where no content comes twice.
+  variance = np.sum(sums**2) / (n_tasks**2 * n_prompts * (n_prompts - 1))
   of_seeds = None
   if n_seeds > 1:
     means_S = difference_SxTxQ.mean(axis=(1, 2))
     of_seeds = float(means_S.std(ddof=1) / n_seeds**0.5)
-  return float(difference_SxTxQ.mean()), float(of_prompts), of_seeds
+  return Difference(float(by_prompt_TxQ.mean()), float(variance**0.5), of_seeds)

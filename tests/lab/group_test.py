@@ -10,11 +10,13 @@ import transformers
 from resmerge_jax.cli import lab
 from resmerge_jax.cli.config_file import config_folder
 from resmerge_jax.errors import InputError
+from resmerge_jax.lab import compare
 from resmerge_jax.lab.answers import greedy, prompts_of
 from resmerge_jax.lab.recipe import group_recipe
+from resmerge_jax.lab.scores import Measured
 from resmerge_jax.lab.tokenizer import text_of
+from resmerge_jax.lab.variants import Entry
 from resmerge_jax.models.load import load_decoder
-from resmerge_jax.parameters import make_method
 from tests import commands
 
 # Nothing is learned in so few steps, and every goal is met at once.
@@ -137,23 +139,29 @@ def test_evaluation_of_another_model_stands_beside_the_group(group, config):
 
 
 def test_comparison_of_groups(group, config, monkeypatch):
-  mean = {'task_arithmetic': {'name': 'task_arithmetic'}}
-  monkeypatch.setattr(lab, '_methods', lambda: mean)
-  done = run('compare', config, group[0].parent, '--seeds=0', '--group=tiny')
-  assert done.out == (group[0].parent / 'compare_tiny.md').read_text()
-  names = [line.split(' | ')[0][2:] for line in done.out.splitlines()[2:]]
-  assert names == [*MODELS, 'task_arithmetic', 'task_arithmetic, length tuned']
+  entries = {'task_arithmetic': Entry('A.2', {'name': 'task_arithmetic'})}
+  monkeypatch.setattr(lab, '_entries', lambda n: entries if n == 2 else {})
 
+  def measure(_, kinds, folder, given, *others):
+    assert (kinds, folder, others[0]) == (['rl', 'sft'], group[0], 'bf16')
+    right = {'math': np.arange(20) < 10}
+    merges = dict.fromkeys(given, right)
+    models = dict.fromkeys(MODELS, right)
+    parts = {
+      name: {'head': right['math'], 'residual': right['math']} for name in models
+    }
+    curves = {'head rank': {'k = 1': right}, 'budget': {'rho = 0': right}}
+    factors = dict.fromkeys(given, 1.0)
+    return Measured({**models, **merges}, merges, factors, parts, curves, {})
 
-def test_methods_that_are_compared():
-  methods = lab._methods()
-  assert {
-    'resmerge',
-    'tsv',
-    'ties',
-    'retention',
-    'task_arithmetic_sum',
-  } <= methods.keys()
-  for method in methods.values():
-    params = {key: value for key, value in method.items() if key != 'name'}
-    make_method(method['name'], params)
+  monkeypatch.setattr(compare, 'measure_group', measure)
+  flags = ('--seeds=0', '--group=tiny', '--kinds=rl,sft')
+  done = run('compare', config, group[0].parent, *flags)
+  assert done.out == (group[0].parent / 'compare_tiny_rl_sft.md').read_text()
+  names = [line.split(' | ')[0][2:] for line in done.out.splitlines() if '|' in line]
+  assert names[2:6] == list(MODELS)
+  assert names[8] == 'task_arithmetic'
+  done = run('compare', config, group[0].parent, '--kinds=rl')
+  assert done.err.endswith('compare: one expert is nothing to merge\n')
+  done = run('compare', config, group[0].parent, '--kinds=rl,dpo')
+  assert '--kinds: the config has no such experts\n  - dpo' in done.err
