@@ -8,7 +8,7 @@ from typing import Any, Literal
 from resmerge_jax.checkpoint.remote import check_local
 from resmerge_jax.errors import InputError
 from resmerge_jax.linalg.short_side import block_size
-from resmerge_jax.methods.resmerge_params import ResMerge
+from resmerge_jax.methods.resmerge_params import MAX_RANK, ResMerge
 from resmerge_jax.methods.table import (
   POSTS,
   method_of,
@@ -53,7 +53,9 @@ class MergeConfig:
   continues a run into this output that stopped, or verifies an output that is complete.
   `whole_files`: of several processes each writes files of its own, on its own devices.
   `save_recipe` also writes what gives this merge again without an SVD. `load_merged`
-  needs no `output`.
+  needs no `output`. `head_ranks`: ranks of the heads that are solved together, the
+  method's among them (None: that one alone); a sweep over ranks sets it, because last
+  bits depend on it.
   `output_format` 'orbax' makes the output the root of an Orbax checkpoint, 'both' puts
   one into its folder orbax; `orbax_layout` is its tree, a name of `trees.table.LAYOUTS`.
   """
@@ -79,11 +81,12 @@ class MergeConfig:
   resume: bool = False
   whole_files: bool = False
   save_recipe: bool = False
+  head_ranks: tuple[int, ...] | None = None
   output_format: Literal['safetensors', 'orbax', 'both'] = 'safetensors'
   orbax_layout: str = 'hf'
 
   def __post_init__(self) -> None:
-    for name in ('experts', 'expert_ids', 'weights'):
+    for name in ('experts', 'expert_ids', 'weights', 'head_ranks'):
       value = getattr(self, name)
       if isinstance(value, str):
         raise InputError(f'{name}: got the text {value!r}, expected a list')
@@ -103,6 +106,7 @@ class MergeConfig:
     check_format(self.output_format, self.orbax_layout)
     check_experts(len(self.experts), self.expert_ids, self.weights, self.method)
     check_rules(rules, len(self.experts))
+    check_head_ranks(self.head_ranks, self.method)
     if self.weights is not None:
       object.__setattr__(self, 'weights', as_weights(self.weights))
 
@@ -286,6 +290,20 @@ def check_experts(
     raise InputError(
       f'weights: {list(weights)} sum to zero, so their mean does not exist',
       fix="change the weights or set method.reduce='sum'",
+    )
+
+
+def check_head_ranks(ranks: tuple[Any, ...] | None, method: Any) -> None:
+  """Raises InputError for what are no ranks, or not that of the method among them."""
+  own = method_of(method).head_rank(method)
+  if ranks is not None and not (
+    own in ranks and all(isinstance(k, int) and 1 <= k <= MAX_RANK for k in ranks)
+  ):
+    raise InputError(
+      f'head_ranks: got {list(ranks)}, expected ranks from 1 to {MAX_RANK} and '
+      f'{own or "none"} among them',
+      why='these heads are solved together, and the method takes its own of them',
+      fix='leave head_ranks out, unless a merge of a sweep is to be made again',
     )
 
 

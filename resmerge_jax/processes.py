@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -209,16 +209,17 @@ def together() -> Iterator[None]:
 
 @contextlib.contextmanager
 def watched(
-  folder: pathlib.Path, is_lost: Callable[[BaseException], bool]
+  folders: Sequence[pathlib.Path], is_lost: Callable[[BaseException], bool]
 ) -> Iterator[None]:
   """The part in which processes work on their own; all leave it together.
 
-  `is_lost` tells whether, after this error, nothing of the merge is worth keeping.
+  `folders`: in which the outputs are prepared. `is_lost` tells whether, after this
+  error, nothing of the merge is worth keeping.
   """
   if jax.process_count() == 1:
     yield
     return
-  watch = _Watch(folder)
+  watch = _Watch(folders)
   try:
     yield
     agree()
@@ -234,12 +235,13 @@ class _Watch:
   """Ends this process when another one fails or dies, from a thread of its own.
 
   Args:
-    folder: the merge's partial folder, where each process has a lock while it lives.
-      Process 0 deletes it if nothing in it is worth keeping.
+    folders: the merge's partial folders. In the first each process has a lock while it
+      lives. Process 0 deletes them if nothing in them is worth keeping.
   """
 
-  def __init__(self, folder: pathlib.Path):
-    self._folder, self._index = folder, jax.process_index()
+  def __init__(self, folders: Sequence[pathlib.Path]):
+    self._folders, self._index = folders, jax.process_index()
+    self._folder = folder = folders[0]
     self._client = _service()
     self._place = f'resmerge/failed-{next(_numbers)}'
     self._stop, self._ending = threading.Event(), threading.Event()
@@ -296,7 +298,8 @@ class _Watch:
     if self._index == 0:
       time.sleep(3 * WATCH_S)  # the others look too
       if lost:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        for folder in self._folders:
+          shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
   def _look(self) -> tuple[str, bool] | None:

@@ -112,6 +112,19 @@ def apart_by_layer(on_stack: Callable[..., Any], mesh: Mesh) -> Callable[..., An
   )
 
 
+def by_layer(on_layers: Callable[[Any], Any], mesh: Mesh) -> Callable[[Any], Any]:
+  """The same for a function of one tree of arrays with an entry per layer."""
+  layers = PartitionSpec(AXES[0])
+  return jax.shard_map(
+    on_layers,
+    mesh=mesh,
+    axis_names={AXES[0]},
+    in_specs=layers,
+    out_specs=layers,
+    check_vma=False,
+  )
+
+
 def stack_sharding(mesh: Mesh) -> NamedSharding:
   """Of LxRxC arrays: layers and rows split, columns whole."""
   return NamedSharding(mesh, PartitionSpec(*AXES, None))

@@ -29,6 +29,7 @@ ALLOWED = {
   'writers': FILES,
   'parameters': NUMERIC,
   'config': NUMERIC | FILES | {'parameters'},
+  'sweep_settings': GROUND | {'config'},
   'mergekit_yaml': NUMERIC | FILES | {'config', 'parameters'},
   'synthetic': GROUND | {'checkpoint'},
   'bench': {'checkpoint', 'synthetic', 'sizes', 'errors', 'types', 'version', '__init__'},
@@ -40,7 +41,7 @@ ALLOWED = {
   'report': GROUND | {'diagnostics'},
   'pipeline': NUMERIC | FILES | {'config', 'parameters', 'writers'},
   'cli': NUMERIC | FILES
-  | {'config', 'parameters', 'writers', 'pipeline', 'synthetic', 'adarank', 'bench', 'lab', 'mergekit_yaml', 'scores', 'diagnostics', 'report', '__init__'},
+  | {'config', 'parameters', 'writers', 'pipeline', 'synthetic', 'adarank', 'bench', 'lab', 'mergekit_yaml', 'scores', 'diagnostics', 'sweep_settings', 'report', '__init__'},
 }  # fmt: skip
 NEVER = {'torch', 'transformers', 'mergekit', 'matplotlib'}
 REMOTE = {'tensorstore', 'fsspec', 'huggingface_hub'}  # loaded for an address only
@@ -56,7 +57,9 @@ NO_JAX = {
   *GROUND,
 }
 # May import matplotlib, where they draw.
-PLOTS = {PACKAGE / 'bench/plot.py', PACKAGE / 'lab/plot.py'}
+PLOTS = {
+  PACKAGE / f'{name}.py' for name in ('bench/plot', 'lab/plot', 'pipeline/sweep_plot')
+}
 MODULES = sorted(PACKAGE.rglob('*.py'))
 
 

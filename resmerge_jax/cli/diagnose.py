@@ -144,7 +144,7 @@ def _watched(output: pathlib.Path) -> Iterator[None]:
       if processes.is_first():
         meeting.mkdir(parents=True, exist_ok=True)
     await_shared(meeting)
-    with processes.watched(meeting, lambda _: True):
+    with processes.watched([meeting], lambda _: True):
       yield
   finally:
     if processes.is_first():

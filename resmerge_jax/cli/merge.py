@@ -24,6 +24,11 @@ Examples:
     python -m tools.merge --mergekit_yaml=ties.yaml --output=MERGED
   With a recipe, from which base and experts give it again without an SVD:
     python -m tools.merge --base=BASE --experts=MATH,CODE --output=MERGED --save_recipe
+  One reading, nine outputs (DIR/rho-0.1__head_rank-1, ...), a table and a picture of them:
+    python -m tools.merge --base=BASE --experts=MATH,CODE --output=DIR
+      --sweep method.rho=0.1,0.2,0.3 --sweep method.head_rank=1,2,4
+  The ablations of the paper, one folder for each:
+    python -m tools.merge --config=ablations --base=BASE --experts=MATH,CODE --output=DIR
   A merge that was killed, or stopped by a full disk, goes on where it was:
     python -m tools.merge --base=BASE --experts=MATH,CODE --output=MERGED --resume
 """
@@ -43,15 +48,21 @@ from resmerge_jax.cli.runtime import (
 def main(argv: list[str]) -> None:
   """Merges, then prints what was done."""
   from resmerge_jax import processes
-  from resmerge_jax.cli.merged import print_merged
-  from resmerge_jax.cli.mergekit_yaml import requested
+  from resmerge_jax.cli.merged import print_merged, print_swept
+  from resmerge_jax.cli.sweep_flags import requested_merges
   from resmerge_jax.pipeline.merge import merge
+  from resmerge_jax.pipeline.sweep import merge_sweep
 
   no_arguments(argv)
-  config, read_as = requested(sys.argv)
+  config, read_as = requested_merges(sys.argv)
   keep_programs()
   given = flags.FLAGS
   processes.start(given.coordinator, given.num_processes, given.process_id)
+  if isinstance(config, dict):
+    swept = merge_sweep(config, show_progress=processes.is_first())
+    if processes.is_first():
+      print_swept(swept, read_as)
+    return
   manifest = merge(config, show_progress=processes.is_first())
   if processes.is_first():
     method = manifest.content['config']['method']['name']
@@ -68,6 +79,8 @@ def run() -> None:
 def _define_flags(argv: list[str]) -> list[str]:
   # JAX is imported from here on: a program that restarts itself need not load it twice.
   from resmerge_jax.cli.merge_flags import define_flags
+  from resmerge_jax.cli.sweep_flags import define_sweep_flag
 
   define_process_flags()
+  define_sweep_flag()
   return define_flags(argv)

@@ -175,13 +175,18 @@ def _define_plain_flags() -> None:
 
 def merge_config(given: Mapping[str, Any] | None = None) -> MergeConfig:
   """The configuration that the parsed flags describe, with the fields `given`."""
+  return config_from({**merge_values(), **(given or {})})
+
+
+def merge_values() -> dict[str, Any]:
+  """What the parsed flags say, as `config_from` takes it."""
   values = flags.FLAGS.config.to_dict()
   if flags.FLAGS.method not in (None, values['method']['name']):
     raise InputError(
       f'--method={flags.FLAGS.method} came from a flag file, too late to be used',
       fix='give --method and --config on the command line itself',
     )
-  return config_from({**values, **plain_values(), **(given or {})})
+  return {**values, **plain_values()}
 
 
 def plain_values() -> dict[str, Any]:

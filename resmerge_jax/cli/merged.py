@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from resmerge_jax.pipeline.merge import Manifest
+from resmerge_jax.pipeline.sweep import Swept
 from resmerge_jax.sizes import format_size
 
 
@@ -27,4 +28,29 @@ def print_merged(
     f'{format_size(content["bytes_read"])} read, '
     f'{format_size(content["bytes_written"])} written{written}, '
     f'peak memory {format_size(content["peak_memory_bytes"])}'
+  )
+
+
+def print_swept(swept: Swept, notes: Sequence[str]) -> None:
+  """What was noted of any setting, once; the folder of each; a line for all."""
+  manifests = swept.manifests.values()
+  notes = [*notes, *(note for each in manifests for note in each.notes), *swept.notes]
+  for note in dict.fromkeys(notes):
+    print(f'note: {note}')
+  warnings = [warning for each in manifests for warning in each.warnings]
+  for warning in dict.fromkeys(warnings):
+    print(f'warning: {warning}')
+  for each in manifests:
+    what = 'complete, verified' if each.verified_only else 'merged'
+    print(f'{each.output}: {what}')
+  made = [each.content for each in manifests if not each.verified_only]
+  if not made:
+    print(f'{swept.table}: nothing to do, all settings are complete')
+    return
+  written = sum(content['bytes_written'] for content in made)
+  print(
+    f'{swept.table}: {len(made)} settings merged in '
+    f'{made[0]["seconds"]["until_commit"]:.1f} s, {format_size(swept.bytes_read)} read, '
+    f'{format_size(written)} written, '
+    f'peak memory {format_size(made[0]["peak_memory_bytes"])}'
   )

@@ -8,25 +8,26 @@ import yaml
 from absl import flags
 
 from resmerge_jax.checkpoint.folder import open_checkpoint
-from resmerge_jax.cli.merge_flags import merge_config, plain_values
-from resmerge_jax.config import MergeConfig, config_from
+from resmerge_jax.cli.merge_flags import merge_values, plain_values
+from resmerge_jax.config import config_from
 from resmerge_jax.errors import InputError
 from resmerge_jax.mergekit_yaml.translate import translate
 
 SAID_THERE = ('base', 'experts', 'method', 'weights', 'output_dtype', 'shape')
 
 
-def requested(argv: Sequence[str]) -> tuple[MergeConfig, tuple[str, ...]]:
+def requested(argv: Sequence[str]) -> tuple[dict[str, Any], tuple[str, ...]]:
   """The merge that the flags ask for, and notes on how its YAML file was read.
 
-  `argv`: the words of the command line, to tell --config from its default.
+  `argv`: the words of the command line, to tell --config from its default. The merge is
+  told as `config_from` takes it.
 
   Raises:
     InputError: a flag beside the file that says what the file says.
   """
   path = flags.FLAGS.mergekit_yaml
   if path is None:
-    return merge_config(), ()
+    return merge_values(), ()
   given = [
     name for name in SAID_THERE if name in flags.FLAGS and flags.FLAGS[name].present
   ]
@@ -39,11 +40,12 @@ def requested(argv: Sequence[str]) -> tuple[MergeConfig, tuple[str, ...]]:
     )
   try:
     values, notes = translate(load(path), _tensor_names)
-    config = config_from({**values, **plain_values()})
+    values = {**values, **plain_values()}
+    config_from(values)
   except InputError as error:
     error.add_note(f'read from {path}')
     raise
-  return config, notes
+  return values, notes
 
 
 def _is_config(word: str) -> bool:

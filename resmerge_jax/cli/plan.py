@@ -17,6 +17,9 @@ Examples:
     python -m tools.plan --json --base=BASE --experts=MATH,CODE --output=MERGED
   A merge described for mergekit:
     python -m tools.plan --mergekit_yaml=ties.yaml --output=MERGED
+  A sweep: its folders, and the bytes of all of them:
+    python -m tools.plan --base=BASE --experts=MATH,CODE --output=DIR
+      --sweep method.rho=0.1,0.2,0.3
   A 70B model on 64 chips, without its weights:
     python -m tools.plan --shape=llama-3-70b --n_experts=3 --topology=v5p:4x4x4
 """
@@ -31,14 +34,15 @@ from absl import flags
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.cli.app import no_arguments, run_app
 from resmerge_jax.cli.merge_flags import define_flags, merge_config
-from resmerge_jax.cli.mergekit_yaml import requested
 from resmerge_jax.cli.runtime import only_compile
 from resmerge_jax.cli.shape_group import shape_group
+from resmerge_jax.cli.sweep_flags import define_sweep_flag, requested_merges
 from resmerge_jax.config import MergeConfig
 from resmerge_jax.errors import InputError
 from resmerge_jax.pipeline.ahead import Ahead, compile_ahead
 from resmerge_jax.pipeline.ahead_report import ahead_json, describe_ahead
-from resmerge_jax.pipeline.prepare import plan_for, prepare
+from resmerge_jax.pipeline.prepare import Prepared, plan_for, prepare
+from resmerge_jax.pipeline.sweep_plan import describe_sweep, prepare_sweep, sweep_json
 from resmerge_jax.pipeline.topology import topology_devices
 from resmerge_jax.plan.plan import MergePlan
 from resmerge_jax.plan.report import describe_plan, describe_weights
@@ -57,6 +61,7 @@ def _define_flags(argv: list[str]) -> list[str]:
     'shape', None, list(SHAPES), 'plan for this model instead of folders'
   )
   flags.DEFINE_integer('n_experts', 3, 'experts of --shape', lower_bound=1)
+  define_sweep_flag()
   return define_flags(argv)
 
 
@@ -67,7 +72,7 @@ def main(argv: list[str]) -> None:
   if topology:
     only_compile()
   devices = topology_devices(topology) if topology else None
-  config, group, plan, notes = _planned(devices)
+  config, group, plan, notes, swept = _planned(devices)
   as_json = flags.FLAGS.json
   if not as_json:
     print('\n'.join(describe_plan(plan, group, config.output_dtype, config.formats)))
@@ -76,9 +81,12 @@ def main(argv: list[str]) -> None:
       print('\n'.join(describe_weights(plan, group, weights)))
     for note in notes:
       print(f'note: {note}')
+    if swept:
+      print('\n'.join(describe_sweep(swept)))
   ahead = _compiled(plan, devices) if devices else None
   if as_json:
     found = {**plan.to_json(), 'notes': list(notes)}
+    found |= {'sweep': sweep_json(swept)} if swept else {}
     compiled = {'compiled': ahead_json(ahead)} if ahead else {}
     print(json.dumps({**found, **compiled}, indent=2))
   elif ahead:
@@ -90,24 +98,38 @@ def main(argv: list[str]) -> None:
 
 def _planned(
   devices: Sequence['jax.Device'] | None,
-) -> tuple[MergeConfig, ExpertGroup, MergePlan, Sequence[str]]:
-  """The merge of the folders, or of what --shape stands for."""
+) -> tuple[MergeConfig, ExpertGroup, MergePlan, Sequence[str], dict[str, Prepared]]:
+  """The merge of the folders, or of what --shape stands for.
+
+  Of a sweep its first merge, and all of them.
+  """
   shape = flags.FLAGS.shape
   if shape is None or flags.FLAGS.mergekit_yaml:
     if flags.FLAGS['n_experts'].present:
       raise InputError(
         '--n_experts: only --shape needs to be told', fix='leave it out, or add --shape'
       )
-    config, read_as = requested(sys.argv)
-    prepared = prepare(config, devices)
-    return config, prepared.group, prepared.plan, (*read_as, *prepared.notes)
-  given = [f'--{n}' for n in ('base', 'experts', 'output') if flags.FLAGS[n].present]
+    wanted, read_as = requested_merges(sys.argv)
+    swept: dict[str, Prepared] = {}
+    if isinstance(wanted, dict):
+      if devices is not None:
+        raise InputError('--topology: only a single merge is compiled for it')
+      swept = prepare_sweep(wanted)
+      prepared = next(iter(swept.values()))
+      notes = [note for each in swept.values() for note in each.notes]
+    else:
+      prepared = prepare(wanted, devices)
+      notes = list(prepared.notes)
+    found = prepared.config, prepared.group, prepared.plan
+    return *found, (*read_as, *dict.fromkeys(notes)), swept
+  names = 'base', 'experts', 'output', 'sweep'
+  given = [f'--{name}' for name in names if flags.FLAGS[name].present]
   if given:
     raise InputError('--shape needs no folders', given, fix='give folders or --shape')
   group = shape_group(shape, flags.FLAGS.n_experts)
   experts = [expert.id for expert in group.experts]
   config = merge_config({'base': shape, 'experts': experts, 'output': 'merged'})
-  return config, group, plan_for(config, group, devices), ()
+  return config, group, plan_for(config, group, devices), (), {}
 
 
 def _compiled(plan: MergePlan, devices: tuple['jax.Device', ...]) -> Ahead:

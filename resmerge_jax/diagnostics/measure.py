@@ -196,16 +196,17 @@ def bytes_read(opened: Opened) -> int:
 
 def _finish(work: Work, blocks: Blocks, done: Done) -> None:
   """Waits for a step, mends what the solver flagged, checks, keeps the numbers."""
-  step = done.step
-  assert done.spec is not None
+  step, spec = done.step, done.turn.own
+  assert spec is not None
   read_layer = functools.partial(whole_layer, work, done.pool, step, done.inputs)
   fetched, exact_LxN = replace_flagged(
-    done.spec,
+    spec,
     step,
     fetch(step, done.result),
     read_layer,
     done.context,
     jax.local_devices()[0],
+    done.exact,
   )
   check_merged(work.group, step, fetched, done.inputs)
   for at, layer in enumerate(fetched.layers):

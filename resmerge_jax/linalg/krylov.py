@@ -8,6 +8,8 @@ SIAM J. Matrix Anal. Appl. 22 (2000); error bounds: Parlett, The Symmetric
 Eigenvalue Problem, 11.7 (residual over gap).
 """
 
+import functools
+import operator
 from typing import NamedTuple
 
 import jax
@@ -71,15 +73,39 @@ def top_k(delta_RxC: jax.Array, k: int, start_PxC: jax.Array) -> Head:
   MAX_ERROR the gap after sigma_k is too small for float32 (or the cap on steps was
   reached) and the caller must ask `linalg.exact`. A zero matrix gives a zero head with error 0.
   """
+  return top_ks(delta_RxC, (k,), start_PxC)[0]
+
+
+def top_ks(
+  delta_RxC: jax.Array, ks: tuple[int, ...], start_PxC: jax.Array
+) -> tuple[Head, ...]:
+  """Heads of several ranks from one iteration, each as `top_k` tells of it.
+
+  P is that of the largest rank. It ends when every head is good enough: that of a lower
+  rank may have a narrower gap after it.
+  """
   short = min(delta_RxC.shape)
-  k = min(k, short)
+  ks = tuple(min(k, short) for k in ks)
   energy = jnp.sum(jnp.sum(delta_RxC * delta_RxC, axis=1))
   scale = jnp.where(energy > 0, jax.lax.rsqrt(energy), 0.0)
   if short <= THIN:
-    p = min(block_size(k), short)
-    y_MxR, v_MxC, theta_M, rho_M = _whole_space(delta_RxC, p, scale)
+    p = min(block_size(max(ks)), short)
+    found = _whole_space(delta_RxC, p, scale)
   else:
-    y_MxR, v_MxC, theta_M, rho_M = _krylov(delta_RxC, k, start_PxC, scale)
+    found = _krylov(delta_RxC, ks, start_PxC, scale)
+  return tuple(_leading(k, short, energy, *found) for k in ks)
+
+
+def _leading(
+  k: int,
+  short: int,
+  energy: jax.Array,
+  y_MxR: jax.Array,
+  v_MxC: jax.Array,
+  theta_M: jax.Array,
+  rho_M: jax.Array,
+) -> Head:
+  """The head of rank k of leading Ritz pairs; `energy` is ||delta||^2."""
   theta_next = theta_M[k] if k < short else jnp.float32(0)
   # Weyl: a value outside the head is at most theta_{k+1}, or the energy left beside the
   # basis, plus what couples the two.
@@ -138,7 +164,7 @@ def _whole_space(
 
 
 def _krylov(
-  delta_RxC: jax.Array, k: int, start_PxC: jax.Array, scale: jax.Array
+  delta_RxC: jax.Array, ks: tuple[int, ...], start_PxC: jax.Array, scale: jax.Array
 ) -> tuple[jax.Array, ...]:
   """The leading Ritz pairs: (y_MxR, v_MxC, theta_M, rho_M), theta relative."""
   n_cols = delta_RxC.shape[1]
@@ -180,14 +206,15 @@ def _krylov(
 
   def unsettled(basis: _Basis) -> jax.Array:
     """More cycles can still help: neither good enough nor down at round-off."""
+    can_improve = functools.reduce(operator.or_, (improvable(basis, k) for k in ks))
+    return (basis.cycle == 0) | ((basis.cycle < MAX_CYCLES) & can_improve)
+
+  def improvable(basis: _Basis, k: int) -> jax.Array:
     error = _head_error(basis.theta_M, basis.rho_M, k)
     head = basis.theta_M[:k].sum()
     residual = jnp.sqrt(jnp.clip((1.0 - head) / head, 0.0, 1.0))
     floor = EPS * basis.theta_M[0]
-    can_improve = (error > TOLERANCE * residual) & (
-      jnp.max(basis.rho_M[: k + 1]) > floor
-    )
-    return (basis.cycle == 0) | ((basis.cycle < MAX_CYCLES) & can_improve)
+    return (error > TOLERANCE * residual) & (jnp.max(basis.rho_M[: k + 1]) > floor)
 
   start = _Basis(
     v_MxC=jnp.zeros((m, n_cols)),

@@ -8,7 +8,7 @@ computed from Y, so that factors much larger than their product cost no digits.
 import jax
 import jax.numpy as jnp
 
-from resmerge_jax.linalg.krylov import PRECISION, Head, top_k
+from resmerge_jax.linalg.krylov import PRECISION, Head, top_ks
 from resmerge_jax.linalg.task_vectors import Products
 
 
@@ -19,8 +19,10 @@ def orthonormal(x_NxRxC: Products) -> Products:
   return Products(x_NxRxC.base_RxC, y_NxRxM, q_NxCxM.swapaxes(1, 2))
 
 
-def heads(x_NxRxC: Products, k: int, start_PxC: jax.Array, n_wanted: int) -> list[Head]:
-  """`top_k` of each product, of the same shapes; empty directions have sigma 0.
+def heads(
+  x_NxRxC: Products, ks: tuple[int, ...], start_PxC: jax.Array, n_wanted: int
+) -> list[tuple[Head, ...]]:
+  """`top_ks` of each product, of the same shapes; empty directions have sigma 0.
 
   Args:
     n_wanted: triplets that the shapes ask for: those of the host's start.
@@ -35,13 +37,18 @@ def heads(x_NxRxC: Products, k: int, start_PxC: jax.Array, n_wanted: int) -> lis
   )
   found = []
   for y_RxF, q_FxC in zip(x_NxRxC.left_NxRxF, x_NxRxC.right_NxFxC, strict=True):
-    head = top_k(y_RxF, k, _start(start_PxC, len(q_FxC)))
-    rest = {
-      field: _dot('kf,fc->kc', getattr(head, field), q_FxC)
-      for field in ('v_KxC', 'ritz_MxC')
-    }
-    found.append(head._replace(**rest))
+    of_ranks = top_ks(y_RxF, ks, _start(start_PxC, len(q_FxC)))
+    found.append(tuple(_with_columns(head, q_FxC) for head in of_ranks))
   return found
+
+
+def _with_columns(head: Head, q_FxC: jax.Array) -> Head:
+  """The head of Y Q from that of Y."""
+  rest = {
+    field: _dot('kf,fc->kc', getattr(head, field), q_FxC)
+    for field in ('v_KxC', 'ritz_MxC')
+  }
+  return head._replace(**rest)
 
 
 def _start(start_PxC: jax.Array, n_cols: int) -> jax.Array:

@@ -153,11 +153,13 @@ class Refit:
   """How an update follows from a few numbers and its vectors, without the matrices.
 
   `merge` of the method is `update` of `measure`. `fields`: parameters on which neither
-  `measure` nor the head depends, so that they can be changed afterwards. `shapes(n)`:
-  of what `measure` returns for n experts.
+  `measure` nor the head depends, so that they can be changed afterwards. `measures`:
+  those on which `measure` depends, the head's rank aside. `shapes(n)`: of what it
+  returns for n experts.
   """
 
   fields: tuple[str, ...]
+  measures: tuple[str, ...]
   shapes: Callable[[int], Mapping[str, tuple[int, ...]]]
   measure: MeasureFn
   update: RefitFn

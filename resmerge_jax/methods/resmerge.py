@@ -274,6 +274,7 @@ METHOD = Method(
   terms=lambda params, n, k: n * k,  # noqa: ARG005
   refit=Refit(
     fields=('rho', 'beta_min', 'beta_max'),
+    measures=('variant', 'eps'),
     shapes=lambda n: {
       **dict.fromkeys(('gram_R_NxN', 'gram_H_NxN'), (n, n)),
       **dict.fromkeys(('norm_Q', 'norm_sum_R'), ()),

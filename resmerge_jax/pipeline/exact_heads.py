@@ -1,12 +1,12 @@
 """Second try, on the host in float64, for matrices whose head the solver flagged."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 
 import jax
 import numpy as np
 
-from resmerge_jax.linalg.exact import host_head
+from resmerge_jax.linalg.exact import HostHead, host_head
 from resmerge_jax.linalg.krylov import MAX_ERROR, Head
 from resmerge_jax.methods.base import Context
 from resmerge_jax.pipeline.fetched import Fetched, Piece, fetch
@@ -23,11 +23,13 @@ def replace_flagged(
   read_layer: Callable[[int], Shard],
   context_L: Context,
   device: jax.Device,
+  solved: MutableMapping[tuple[int, int, int], HostHead],
 ) -> tuple[Fetched, np.ndarray]:
   """`fetched` with every layer redone whose head error exceeds MAX_ERROR.
 
   `read_layer` reads the whole matrices of one layer, which the devices of this process
-  may hold in part only. The process that owns a layer writes all rows of it then.
+  may hold in part only. `solved` keeps exact heads by layer, expert and rank, for other
+  settings of a sweep. The process that owns a layer writes all rows of it then.
   Returns a boolean array too, one row per layer held: the heads that came from float64.
   Layers whose task vectors are not finite are left alone: the caller reports them.
   """
@@ -48,7 +50,9 @@ def replace_flagged(
       layer = fetched.layers[at]
       shard = read_layer(layer)
       context = jax.tree.map(lambda x, i=layer: x[i : i + 1], context_L)
-      redone = _redone(spec, step, fetched, at, flagged_LxN[at], shard, context, device)
+      redone = _redone(
+        spec, step, fetched, at, flagged_LxN[at], shard, context, device, solved
+      )
       pieces += [piece._replace(layer=layer) for piece in redone]
   return dataclasses.replace(fetched, pieces=tuple(pieces)), flagged_LxN
 
@@ -62,15 +66,19 @@ def _redone(
   shard: Shard,
   context: Context,
   device: jax.Device,
+  solved: MutableMapping[tuple[int, int, int], HostHead],
 ) -> tuple[Piece, ...]:
   """The merged matrix from exact heads; puts its numbers into `fetched`."""
   assert fetched.head is not None
-  one = dataclasses.replace(spec, layers=1, head_given=True, mesh_shape=None)
+  one = dataclasses.replace(spec.alone(), layers=1, mesh_shape=None)
   kernel = compile_kernel(one, (device,))
   head = jax.tree.map(lambda x: x[at : at + 1, ...].copy(), fetched.head)
   head = head._replace(y_KxR=np.ascontiguousarray(head.y_KxR[..., : spec.rows]))
   for i in np.flatnonzero(flagged_N):
-    _solve(head, int(i), shard)
+    key = fetched.layers[at], int(i), spec.head_rank
+    if key not in solved:
+      solved[key] = _solved(head, int(i), shard)
+    _put(solved[key], head, int(i))
   redone = kernel.run(
     jax.device_put(as_bits(shard.base), kernel.base),
     jax.device_put(as_bits(shard.experts), kernel.experts),
@@ -89,11 +97,15 @@ def _redone(
   return matrix.pieces
 
 
-def _solve(head: Head, i: int, shard: Shard) -> None:
-  """Puts the exact head of expert `i` into `head` (arrays 1xNx...)."""
-  found = host_head(
+def _solved(head: Head, i: int, shard: Shard) -> HostHead:
+  """The exact head of expert `i`; `head` (arrays 1xNx...) has a start for it."""
+  return host_head(
     shard.difference(0, i + 1), head.sigma_K.shape[-1], np.asarray(head.ritz_MxC[0, i])
   )
+
+
+def _put(found: HostHead, head: Head, i: int) -> None:
+  """Puts the exact head of expert `i` into `head`."""
   head.y_KxR[0, i], head.v_KxC[0, i] = found.y_KxR, found.v_KxC
   head.sigma_K[0, i], head.sigma_next[0, i] = found.sigma_K, found.sigma_next
   head.error[0, i] = found.error

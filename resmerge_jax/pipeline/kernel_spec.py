@@ -37,6 +37,9 @@ class KernelSpec:
   recipe holds. `whole`: which experts have whole tensors (None: all); `rank`: of the
   others' factors. `measure`: a frozen dataclass that is called in place of the merge
   (kernels.Measured).
+  Of a sweep: `ranks`, of heads that are solved together (none: the
+  method's alone); `lends`: heads and what `Refit.measure` found are returned for other
+  settings; `update_given`: `found` holds a_N and w_T of the update too.
   """
 
   params: Any
@@ -57,6 +60,9 @@ class KernelSpec:
   whole: tuple[int, ...] | None = None
   rank: int = 0
   measure: Any = None
+  ranks: tuple[int, ...] = ()
+  lends: bool = False
+  update_given: bool = False
 
   @property
   def n_whole(self) -> int:
@@ -72,7 +78,16 @@ class KernelSpec:
   @property
   def start_shape(self) -> tuple[int, int]:
     """PxC of the solver's random start."""
-    return (block_size(self.head_rank) if self.head_rank else 0, self.cols)
+    return (block_size(max(self.solved)) if self.head_rank else 0, self.cols)
+
+  @property
+  def solved(self) -> tuple[int, ...]:
+    """The ranks of the heads that the program solves, or is given."""
+    return (self.head_rank,) if self.head_given else self.ranks or (self.head_rank,)
+
+  def alone(self) -> 'KernelSpec':
+    """The same merge with its head given, for this setting alone."""
+    return dataclasses.replace(self, head_given=True, ranks=(), lends=False)
 
   def mesh(self, devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
     """The mesh of this step.
@@ -117,8 +132,12 @@ def step_spec(
   scan: ScanAt | None = None,
   recipe: RecipeUse = '',
   measure: Any = None,
+  ranks: Sequence[int] = (),
 ) -> KernelSpec:
-  """The program that computes a step. `found`: of one of its tensors."""
+  """The program that computes a step. `found`: of one of its tensors.
+
+  `ranks`: of heads to be solved together, which short matrices do not all have.
+  """
   stack = step.stack
   chosen = stack.chosen
   if not step.present[0]:  # rows the base lacks: the mean of the experts that have them
@@ -143,4 +162,8 @@ def step_spec(
     rank=stack.rank,
     measure=measure,
   )
-  return dataclasses.replace(spec, family=stack.family) if spec.head_rank else spec
+  if not spec.head_rank:
+    return spec
+  solved = {spec.head_rank, *(min(k, spec.rows, spec.cols) for k in ranks)}
+  several = tuple(sorted(solved)) if len(solved) > 1 else ()
+  return dataclasses.replace(spec, family=stack.family, ranks=several)

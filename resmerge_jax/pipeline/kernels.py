@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, cast
 
 import jax
@@ -9,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from resmerge_jax.linalg.gram import another_pass, row_sums
-from resmerge_jax.linalg.krylov import Head, ritz_size, top_k
-from resmerge_jax.linalg.products import counts, heads, squares
+from resmerge_jax.linalg.krylov import Head, ritz_size, top_ks
+from resmerge_jax.linalg.products import counts, squares
+from resmerge_jax.linalg.products import heads as heads_of_products
 from resmerge_jax.linalg.task_vectors import (
   Products,
   TaskVectors,
@@ -62,6 +64,14 @@ class Merged(NamedTuple):
   stats: dict[str, Numbers]
   head: Head | None
   recipe: dict[str, Numbers] | None  # what a recipe keeps, where one is saved
+  lent: 'Lent | None' = None
+
+
+class Lent(NamedTuple):
+  """What other settings of a sweep take from this one, on the devices."""
+
+  heads: tuple[Head, ...]  # of `KernelSpec.solved`
+  measured: dict[str, jax.Array]
 
 
 class Measured(Protocol):
@@ -146,7 +156,7 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
 
   def compile_program() -> jax.stages.Compiled:
     stepped = apart_by_layer(functools.partial(_on_stack, spec, not on_cpu), mesh)
-    merged = Merged(on_base, *cast(Any, (layer,) * 4))  # a tree's prefix
+    merged = Merged(on_base, *cast(Any, (layer,) * 5))  # a tree's prefix
     shardings = merged if spec.scan is None and spec.measure is None else layer
     with jax.enable_x64(needs_float64(spec.params, spec.post)):
       lowered = jax.jit(stepped, out_shardings=shardings).lower(*arguments)
@@ -210,7 +220,7 @@ def _measured(
 ) -> Merged:
   """Numbers of one matrix in place of a merge."""
   if spec.head_rank and head is None:
-    head = _heads(spec.head_rank, at_once, delta_NxRxC, start_PxC)
+    (head,) = _heads((spec.head_rank,), at_once, delta_NxRxC, start_PxC)
   sums, stats = spec.measure(delta_NxRxC, head, spec.out_dtype)
   return Merged(None, sums, stats, head, None)
 
@@ -243,7 +253,7 @@ def _merge_one(
   head: Head | None,
 ) -> Merged:
   """One matrix: exact float32 differences, the update, one rounding."""
-  one, head = _update_one(spec, at_once, delta_NxRxC, context, start_PxC, head)
+  one, heads = _update_one(spec, at_once, delta_NxRxC, context, start_PxC, head)
   recipe, update = to_recipe(one) if spec.recipe == 'save' else None, one.update
   if isinstance(delta_NxRxC, Products):
     update = Dense(apply_update(update, delta_NxRxC))  # a product: once, and kept
@@ -251,7 +261,8 @@ def _merge_one(
   merged_RxC = widen(delta_NxRxC.base_RxC) + apply_update(update, delta_NxRxC)
   out_RxC = narrow(merged_RxC, device_dtype(spec.out_dtype))
   sums = _sums(*another_pass(delta_NxRxC, update, out_RxC))
-  return Merged(out_RxC, sums, one.stats, head, recipe)
+  lent = Lent(heads, one.measured) if spec.lends else None
+  return Merged(out_RxC, sums, one.stats, own_head(spec, heads), recipe, lent)
 
 
 def _update_one(
@@ -261,28 +272,36 @@ def _update_one(
   context: Context,
   start_PxC: jax.Array,
   head: Head | None,
-) -> tuple[Updated, Head | None]:
-  """Head, merge, post-processors of one matrix; the head is as given, or found."""
-  k = spec.head_rank
-  if k and head is None and spec.recipe not in FROM_RECIPE:
-    head = _heads(k, at_once, delta_NxRxC, start_PxC)
-  return updated(spec, delta_NxRxC, head, context), head
+) -> tuple[Updated, tuple[Head, ...]]:
+  """Heads, merge, post-processors of one matrix; the head is as given, or found."""
+  heads: tuple[Head, ...] = () if head is None else (head,)
+  if spec.head_rank and head is None and spec.recipe not in FROM_RECIPE:
+    heads = _heads(spec.solved, at_once, delta_NxRxC, start_PxC)
+  return updated(spec, delta_NxRxC, own_head(spec, heads), context), heads
+
+
+def own_head(spec: KernelSpec, heads: Sequence[Head]) -> Head | None:
+  """That of the method's rank, among those that were solved."""
+  return heads[spec.solved.index(spec.head_rank)] if heads else None
 
 
 def _heads(
-  k: int, at_once: bool, delta_NxRxC: TaskVectors | Products, start_PxC: jax.Array
-) -> Head:
-  """Of all experts, stacked."""
+  ks: tuple[int, ...],
+  at_once: bool,
+  delta_NxRxC: TaskVectors | Products,
+  start_PxC: jax.Array,
+) -> tuple[Head, ...]:
+  """Of each rank; of all experts, stacked."""
   if isinstance(delta_NxRxC, Products):
-    n_wanted = ritz_size(k, min(delta_NxRxC.shape))
-    found = heads(delta_NxRxC, k, start_PxC, n_wanted)
+    n_wanted = ritz_size(max(ks), min(delta_NxRxC.shape))
+    found = heads_of_products(delta_NxRxC, ks, start_PxC, n_wanted)
     return jax.tree.map(lambda *of_experts: jnp.stack(of_experts), *found)
 
-  def solve(expert_RxC: jax.Array) -> Head:
+  def solve(expert_RxC: jax.Array) -> tuple[Head, ...]:
     # The barrier keeps XLA from widening the base once for all, at a pass's cost.
     base_RxC, expert_RxC = another_pass(delta_NxRxC.base_RxC, expert_RxC)
     here_NxRxC = dataclasses.replace(delta_NxRxC, base_RxC=base_RxC)
-    return top_k(here_NxRxC.difference(expert_RxC), k, start_PxC)
+    return top_ks(here_NxRxC.difference(expert_RxC), ks, start_PxC)
 
   return each(solve, delta_NxRxC.experts_NxRxC, at_once)
 

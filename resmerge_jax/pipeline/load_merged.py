@@ -100,6 +100,7 @@ def load_merged(
       sink=sink,
       weights=config.weights or (1.0,) * len(group.experts),
       seed=config.seed,
+      ranks=config.head_ranks or (),
       devices=devices,
       mesh_shape=config.mesh,
       finished=_not_needed(plan, leaves),

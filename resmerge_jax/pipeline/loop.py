@@ -1,6 +1,7 @@
 """The loop: read step n+1, compute step n, finish step n-1, all at once."""
 
 import contextlib
+import dataclasses
 import functools
 import os
 import time
@@ -13,10 +14,13 @@ import jax
 import numpy as np
 
 from resmerge_jax.checkpoint.files import AT_ONCE
+from resmerge_jax.linalg.exact import HostHead
+from resmerge_jax.pipeline.coefficients import compile_coefficients
 from resmerge_jax.pipeline.kernel_spec import KernelSpec, ScanAt, as_bits
-from resmerge_jax.pipeline.kernels import Kernel, compile_kernel, random_start
+from resmerge_jax.pipeline.kernels import Kernel, Lent, compile_kernel, random_start
 from resmerge_jax.pipeline.staging import Staged, Staging, fill, staged
-from resmerge_jax.pipeline.work import Work, computes
+from resmerge_jax.pipeline.turns import Turn
+from resmerge_jax.pipeline.work import Work
 from resmerge_jax.plan.stacks import Step
 from resmerge_jax.plan.step_sizes import STAGED
 
@@ -30,17 +34,20 @@ WAITS = ('read_wait', 'compile_wait', 'compute_wait', 'finish_wait')
 class Done(NamedTuple):
   """A step whose program was started: its `result` (None if it is only copied).
 
-  `finish` must call `give_back` once neither `inputs` nor a program needs the buffer.
-  `pool` reads for it.
+  `finish` must call `give_back`, of the `last` turn of a step, once neither `inputs` nor
+  a program needs the buffer. `pool` reads for it. `exact`: heads that the turns of the
+  step have solved on the host.
   """
 
   step: Step
-  spec: KernelSpec | None
+  turn: Turn
   inputs: Staged
   context: Any
   result: Any
+  last: bool
   give_back: Callable[[], None]
   pool: Executor
+  exact: dict[tuple[int, int, int], HostHead]
 
 
 def run_steps(
@@ -49,15 +56,19 @@ def run_steps(
   finish: Callable[[Done], None],
   seconds: dict[str, float],
   scan: ScanAt | None = None,
+  turns: Callable[[Step], Sequence[Turn]] | None = None,
 ) -> None:
   """Runs the programs of `steps`, or those of one scan; `finish` gets them in order.
 
-  `seconds` (WAITS) is added to.
+  `seconds` (WAITS) is added to. `turns`: what is computed of a step, if that is more than
+  `work` by itself wants.
   """
   running: Any = None
   left = deque(steps)
   remote = any(source.is_remote for source in work.group.sources)
-  specs = {id(step): work.spec(step, scan) for step in steps if computes(step)}
+  turns = turns or functools.partial(work.turns, scan=scan)
+  turns_of = {id(step): turns(step) for step in steps}
+  specs = [turn.spec for each in turns_of.values() for turn in each if turn.spec]
   with contextlib.ExitStack() as cleanup:
     pools = [
       cleanup.enter_context(_cancelling(ThreadPoolExecutor(n)))
@@ -66,7 +77,13 @@ def run_steps(
     compiling, reading, fetching, finishing = pools
     kernels = {
       spec: compiling.submit(compile_kernel, spec, work.devices)
-      for spec in dict.fromkeys(specs.values())
+      for spec in dict.fromkeys(specs)
+    }
+    refits = {
+      turn.own: compiling.submit(compile_coefficients, turn.own, work.devices)
+      for each in turns_of.values()
+      for turn in each
+      if turn.own is not None and turn.measured_of is not None
     }
     staging = Staging(STAGED)
     cleanup.callback(staging.close)
@@ -79,20 +96,30 @@ def run_steps(
         fetched.append((step, fetching.submit(fetch_input, step)))
       step, future = fetched.popleft()
       inputs = _timed(seconds, 'read_wait', future.result)
-      spec, context, result = specs.get(id(step)), None, None
-      if spec is not None:
-        kernel = _timed(seconds, 'compile_wait', kernels[spec].result)
-        # One program at a time: each holds its own temporary arrays.
-        _timed(
-          seconds, 'compute_wait', functools.partial(jax.block_until_ready, running)
-        )
-        context = work.context(step, kernel.shape[0])
-        result = running = _dispatch(work, kernel, spec, inputs, context)
+      stored: tuple[Any, ...] | None = None
+      lent: list[tuple[KernelSpec, Lent | None]] = []
+      exact: dict[tuple[int, int, int], HostHead] = {}
       give_back = functools.partial(staging.give_back, inputs.buffer)
-      done = Done(step, spec, inputs, context, result, give_back, reading)
-      finished.append(finishing.submit(finish, done))
-      while len(finished) > 1 or (finished and not fetched and not left):
-        _timed(seconds, 'finish_wait', finished.popleft().result)
+      for turn in turns_of[id(step)]:
+        context, result = None, None
+        last = turn is turns_of[id(step)][-1]
+        if turn.spec is not None:
+          kernel = _timed(seconds, 'compile_wait', kernels[turn.spec].result)
+          # One program at a time: each holds its own temporary arrays.
+          _timed(
+            seconds, 'compute_wait', functools.partial(jax.block_until_ready, running)
+          )
+          context = turn.context(kernel.shape[0])
+          stored = stored or _stored(kernel, turn.spec, inputs)
+          refit = refits[turn.own].result() if turn.own in refits else None
+          result = running = _dispatch(kernel, turn, stored, context, lent, refit)
+          lent.append((turn.spec, result.lent if turn.spec.lends else None))
+        done = Done(
+          step, turn, inputs, context, result, last, give_back, reading, exact
+        )
+        finished.append(finishing.submit(finish, done))
+        while len(finished) > 1 or (finished and last and not fetched and not left):
+          _timed(seconds, 'finish_wait', finished.popleft().result)
 
 
 @contextlib.contextmanager
@@ -118,11 +145,8 @@ def _fetch(work: Work, staging: Staging, pool: Executor, step: Step) -> Staged:
   return target
 
 
-def _dispatch(
-  work: Work, kernel: Kernel, spec: KernelSpec, inputs: Staged, context: Any
-) -> Any:
-  def spread(value: np.ndarray, sharding: Any) -> jax.Array:
-    return jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
+def _stored(kernel: Kernel, spec: KernelSpec, inputs: Staged) -> tuple[Any, ...]:
+  """Base, experts and factors of a step on the devices, as its programs take them."""
 
   def cut(
     parts: Sequence[np.ndarray], shape: Sequence[int], sharding: Any
@@ -136,7 +160,7 @@ def _dispatch(
 
   layers, rows, cols = kernel.shape
   n, f = spec.n_experts, spec.rank
-  return kernel.run(
+  return (
     cut([s.base for s in inputs.shards], kernel.shape, kernel.base),
     cut(
       [s.experts for s in inputs.shards],
@@ -149,7 +173,38 @@ def _dispatch(
     )
     if f
     else None,
-    jax.tree.map(lambda x: spread(x, kernel.layer), context),
-    spread(random_start(work.seed, spec.start_shape), kernel.whole),
-    None,
   )
+
+
+def _dispatch(
+  kernel: Kernel,
+  turn: Turn,
+  stored: tuple[Any, ...],
+  context: Any,
+  lent: Sequence[tuple[KernelSpec, Lent | None]],
+  refit: jax.stages.Compiled | None,
+) -> Any:
+  """Starts a program. `lent`: program and loan of each turn of the step before it.
+
+  `refit` makes of what was measured the coefficients of this turn.
+  """
+
+  def spread(value: np.ndarray, sharding: Any) -> jax.Array:
+    return jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
+
+  spec, head = turn.spec, None
+  assert spec is not None
+  context = jax.tree.map(lambda x: spread(x, kernel.layer), context)
+  if turn.heads_of is not None:
+    lender, loan = lent[turn.heads_of]
+    assert loan is not None
+    head = loan.heads[lender.solved.index(spec.head_rank)]
+  start = spread(random_start(turn.seed, spec.start_shape), kernel.whole)
+  if turn.measured_of is None:
+    return kernel.run(*stored, context, start, head)
+  _, loan = lent[turn.measured_of]
+  assert refit is not None
+  assert loan is not None
+  coefficients, stats = refit(loan.measured)
+  context = dataclasses.replace(context, found={**context.found, **coefficients})
+  return kernel.run(*stored, context, start, head)._replace(stats=stats)

@@ -5,15 +5,17 @@ import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import jax
 
 from resmerge_jax.checkpoint.file_states import check_unchanged
+from resmerge_jax.checkpoint.reader import Reader
 from resmerge_jax.checkpoint.readers import reader_of
 from resmerge_jax.config import MergeConfig
 from resmerge_jax.errors import InputError
+from resmerge_jax.methods.base import Findings
 from resmerge_jax.pipeline.checks import check_heads
 from resmerge_jax.pipeline.manifest import identity_of, peak_memory
 from resmerge_jax.pipeline.prepare import Prepared, prepare
@@ -24,7 +26,7 @@ from resmerge_jax.pipeline.resume import verify_complete
 from resmerge_jax.pipeline.side_files import side_files
 from resmerge_jax.pipeline.stream import stream
 from resmerge_jax.pipeline.whole_files import owners
-from resmerge_jax.pipeline.work import Work, silent
+from resmerge_jax.pipeline.work import Sink, Work, silent
 from resmerge_jax.plan.recipe_layout import RECIPE, recipe_file
 from resmerge_jax.processes import together, watched
 from resmerge_jax.sharding import merge_devices
@@ -72,14 +74,14 @@ def merge(
   with together():
     prepared = prepare(config, recipe=recipe)
     complete = prepared.found.complete
-    if complete and not _verify(config, prepared, show_progress):
+    if complete and not damage_of(prepared, show_progress):
       warnings = tuple(complete['warnings'])
       return Manifest(resolved(config.output), complete, warnings, verified_only=True)
     if complete:
       config = dataclasses.replace(config, resume=False)
       prepared = prepare(config, recipe=recipe)  # as any other non-empty output
   with contextlib.ExitStack() as stack:
-    writer = _writer(stack, config, prepared, show_progress)
+    writer = open_writer(stack, prepared, show_progress)
     records, scans, seconds = _stream(stack, config, prepared, writer, show_progress)
     with together():
       if jax.process_index():
@@ -90,7 +92,7 @@ def merge(
           if numbers is not None:
             records.restore(step, numbers)
         seconds['until_commit'] = time.perf_counter() - start
-        late = _commit(config, prepared, writer, records, scans, seconds)
+        late = commit(prepared, writer, records, scans, seconds)
   await_shared(writer.output / 'manifest.json')
   content = load_manifest(writer.output)
   notes = (*prepared.notes, *writer.notes)
@@ -107,32 +109,18 @@ def _stream(
   show_progress: bool,
 ) -> tuple[Records, SavedScans, dict[str, float]]:
   """Merges all weights; returns once those of all processes are durable."""
-  group, plan = prepared.group, prepared.plan
-  assert not isinstance(config.mesh, str)
+  group = prepared.group
   readers = [
     stack.enter_context(reader_of(source, states))
     for source, states in zip(group.sources, prepared.states, strict=True)
   ]
   with together():
     scans = SavedScans(writer.output, writes=jax.process_index() == 0)
-  work = Work(
-    plan=plan,
-    group=group,
-    readers=readers,
-    sink=writer,
-    weights=config.weights or (1.0,) * len(group.experts),
-    seed=config.seed,
-    devices=merge_devices(config.mesh, None, config.whole_files, config.on_host),
-    mesh_shape=config.mesh,
-    finished=writer.finished,
-    scans=scans,
-    owners=owners(plan, jax.process_count()) if config.whole_files else None,
-    recipe=prepared.recipe,
-  )
+  work = work_of(prepared, readers, writer, scans, writer.finished)
   n_bytes = sum(step.nbytes for step in work.steps)
-  progress = stack.enter_context(_progress(n_bytes, show_progress))
+  progress = stack.enter_context(shown_progress(n_bytes, show_progress))
   work = dataclasses.replace(work, progress=progress)
-  with watched(partial_path(writer.output), is_bad_input):
+  with watched([partial_path(writer.output)], is_bad_input):
     if jax.process_index() == 0 and config.extra == 'error':
       check_heads(group, readers)
     records, seconds = stream(work)
@@ -141,16 +129,46 @@ def _stream(
   return records, scans, seconds
 
 
-def _commit(
-  config: MergeConfig,
+def work_of(
+  prepared: Prepared,
+  readers: Sequence[Reader],
+  sink: Sink,
+  scans: MutableMapping[str, Findings],
+  finished: Mapping[int, Any],
+) -> Work:
+  """What the loop over steps needs; it shows no progress."""
+  config, plan = prepared.config, prepared.plan
+  assert not isinstance(config.mesh, str)
+  return Work(
+    plan=plan,
+    group=prepared.group,
+    readers=readers,
+    sink=sink,
+    weights=config.weights or (1.0,) * len(config.experts),
+    seed=config.seed,
+    ranks=config.head_ranks or (),
+    devices=merge_devices(config.mesh, None, config.whole_files, config.on_host),
+    mesh_shape=config.mesh,
+    finished=finished,
+    scans=scans,
+    owners=owners(plan, jax.process_count()) if config.whole_files else None,
+    recipe=prepared.recipe,
+  )
+
+
+def commit(
   prepared: Prepared,
   writer: ResumableWriter,
   records: Records,
-  scans: SavedScans,
+  scans: Mapping[str, Findings],
   seconds: dict[str, float],
+  more: Mapping[str, Any] | None = None,
 ) -> list[str]:
-  """Gives the output its side files, its manifest and its name; notes for the user."""
-  group, plan = prepared.group, prepared.plan
+  """Gives the output its side files, its manifest and its name; notes for the user.
+
+  `more`: what the manifest says beside what every merge says.
+  """
+  config, group, plan = prepared.config, prepared.group, prepared.plan
   if prepared.recipe is not None:
     prepared.recipe.check_records(records.finish())
   files, warnings = side_files(config, group, plan, writer, records)
@@ -161,6 +179,7 @@ def _commit(
     )
   content = {
     **prepared.facts,
+    **(more or {}),
     'warnings': list(warnings),
     'scans': {key: to_plain(found) for key, found in scans.items()},
     'seconds': {k: round(v, 3) for k, v in seconds.items()},
@@ -172,7 +191,9 @@ def _commit(
 
 
 @contextlib.contextmanager
-def _progress(total_bytes: int, shown: bool) -> Iterator[Callable[[str, int], None]]:
+def shown_progress(
+  total_bytes: int, shown: bool
+) -> Iterator[Callable[[str, int], None]]:
   if not shown:
     yield silent
     return
@@ -183,21 +204,21 @@ def _progress(total_bytes: int, shown: bool) -> Iterator[Callable[[str, int], No
     progress.close()
 
 
-def _writer(
-  stack: contextlib.ExitStack, config: MergeConfig, prepared: Prepared, shown: bool
+def open_writer(
+  stack: contextlib.ExitStack, prepared: Prepared, shown: bool
 ) -> ResumableWriter:
   """The output, prepared by process 0 before the others join it.
 
   What a run left that stopped is verified.
   """
-  plan, index = prepared.plan, jax.process_index()
+  config, plan, index = prepared.config, prepared.plan, jax.process_index()
   own_files = None
   if config.whole_files:
     whose = owners(plan, jax.process_count())
     own_files = {file for file, process in whose.items() if process == index}
     own_files |= {recipe_file(file) for file in own_files}
   for turn in (index == 0, index > 0):
-    with together(), _progress(plan.bytes_written, shown and turn) as progress:
+    with together(), shown_progress(plan.bytes_written, shown and turn) as progress:
       if turn:
         writer = stack.enter_context(
           ResumableWriter(
@@ -215,11 +236,12 @@ def _writer(
   return writer
 
 
-def _verify(config: MergeConfig, prepared: Prepared, shown: bool) -> list[str]:
+def damage_of(prepared: Prepared, shown: bool) -> list[str]:
   """Damage of a complete output, which is an error unless it may be overwritten."""
-  output, manifest = resolved(config.output), prepared.found.complete
+  config, manifest = prepared.config, prepared.found.complete
+  output = resolved(config.output)
   assert manifest is not None
-  with _progress(bytes_to_verify(manifest), shown) as progress:
+  with shown_progress(bytes_to_verify(manifest), shown) as progress:
     identity = identity_of(prepared.facts)
     problems = verify_complete(output, manifest, identity, progress)
   if problems and not config.overwrite:

@@ -27,6 +27,8 @@ from resmerge_jax.plan.recipe_layout import with_recipe
 from resmerge_jax.sharding import merge_devices
 from resmerge_jax.writers.check import check_output, resolved
 
+Opened = tuple[ExpertGroup, tuple[Mapping[str, State], ...]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
@@ -62,8 +64,11 @@ def plan_for(
   group: ExpertGroup,
   devices: Sequence[jax.Device] | None = None,
   recipe: OpenRecipe | None = None,
+  settings: int = 1,
 ) -> MergePlan:
   """The plan of this merge on these devices (None: those that it has).
+
+  `settings`: of the sweep, if it is one of them.
 
   Raises:
     InputError: as `make_plan`; masks that do not fit; a recipe that cannot be saved, or
@@ -87,6 +92,7 @@ def plan_for(
     orbax_layout=config.orbax_layout,
     budget=config.memory_budget,
     devices=device_facts(devices, config.mesh),
+    settings=settings,
   )
   plan = with_masks(plan, group)
   if config.whole_files:
@@ -104,20 +110,24 @@ def prepare(
   config: MergeConfig,
   devices: Sequence[jax.Device] | None = None,
   recipe: OpenRecipe | None = None,
+  opened: Opened | None = None,
+  settings: int = 1,
 ) -> Prepared:
   """Opens the folders, compares them, plans, and looks at the output place.
 
   Args:
     devices: those to plan for; None: those of this merge.
     recipe: where the updates come from, instead of the method.
+    opened: what `open_group` returned for another setting of the sweep.
+    settings: of the sweep.
 
   Raises:
     InputError: whatever is wrong that headers, names and the disk can tell.
   """
   if not config.output:
     raise InputError('no output given', fix='pass --output=DIR')
-  group, states = open_group(config)
-  plan = plan_for(config, group, devices, recipe)
+  group, states = opened or open_group(config)
+  plan = plan_for(config, group, devices, recipe, settings)
   prepared = Prepared(config, group, plan, states, recipe=recipe)
   found = Found()
   if config.resume:
@@ -139,9 +149,7 @@ def prepare(
   return dataclasses.replace(prepared, found=found, notes=tuple(notes))
 
 
-def open_group(
-  config: MergeConfig,
-) -> tuple[ExpertGroup, tuple[Mapping[str, State], ...]]:
+def open_group(config: MergeConfig) -> Opened:
   """Base and experts, and the states of the files of each.
 
   Raises:

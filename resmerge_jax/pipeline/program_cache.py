@@ -26,6 +26,7 @@ ARITHMETIC = (
   'diagnostics/statistics.py',
   'linalg',
   'methods',
+  'pipeline/coefficients.py',
   'pipeline/kernels.py',
   'pipeline/kernel_spec.py',
   'pipeline/updates.py',

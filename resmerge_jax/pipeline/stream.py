@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -14,6 +15,7 @@ from resmerge_jax.methods.table import method_of
 from resmerge_jax.pipeline.checks import check_copied, check_merged
 from resmerge_jax.pipeline.exact_heads import replace_flagged
 from resmerge_jax.pipeline.fetched import Fetched, Piece, fetch
+from resmerge_jax.pipeline.kernel_spec import KernelSpec
 from resmerge_jax.pipeline.loop import WAITS, Done, run_steps
 from resmerge_jax.pipeline.records import Records
 from resmerge_jax.pipeline.scan import run_scans
@@ -29,52 +31,90 @@ def stream(work: Work) -> tuple[Records, dict[str, float]]:
   Raises:
     InputError: NaN or Inf in an input or in the output, or the disk fails.
   """
+  records = restored(work)
+  seconds = dict.fromkeys(WAITS, 0.0)
+  if work.recipe is None:
+    run_scans(work, seconds)
+
+  def finish(done: Done) -> None:
+    finish_turn(done, [Output(work, records, done.step)])
+    work.progress(done.step.label, done.step.nbytes)
+
+  run_steps(work, work.steps, finish, seconds)
+  return records, seconds
+
+
+class Output(NamedTuple):
+  """Where the result of a turn goes; `step` is that of the plan of `work`."""
+
+  work: Work
+  records: Records
+  step: Step
+
+
+def restored(work: Work) -> Records:
+  """The records of the steps that an earlier run wrote."""
   records = Records(work.group, work.plan.rules)
   for i, numbers in work.finished.items():
     if numbers is not None:
       records.restore(work.plan.steps[i], numbers)
-  seconds = dict.fromkeys(WAITS, 0.0)
-  if work.recipe is None:
-    run_scans(work, seconds)
-  run_steps(work, work.steps, functools.partial(_finish, work, records), seconds)
-  return records, seconds
+  return records
 
 
-def _finish(work: Work, records: Records, done: Done) -> None:
-  """Waits for a step, mends what the solver flagged, checks, writes, records."""
-  step, inputs, numbers = done.step, done.inputs, None
-  if done.spec is None:
-    out_LxRxC = _copied(step, inputs.shards[0].base)[: len(step.names)]
-    if step.stack.is_float:
-      check_copied(work.group, step, inputs, out_LxRxC)
-    n_rows = step.row_stop - step.row_start
-    _write(
-      work,
-      step,
-      [Piece(i, range(n_rows), x[:n_rows]) for i, x in enumerate(out_LxRxC)],
-    )
-    done.give_back()
+def finish_turn(done: Done, outputs: Sequence[Output]) -> None:
+  """Waits for a program, mends what the solver flagged, checks, writes, records.
+
+  The last turn of a step has an output.
+  """
+  if not outputs:
+    return
+  if done.turn.own is None:
+    _finish_copied(done, outputs)
   else:
-    read_layer = functools.partial(whole_layer, work, done.pool, step, inputs)
-    fetched, exact_LxN = replace_flagged(
-      done.spec,
-      step,
-      fetch(step, done.result),
-      read_layer,
-      done.context,
-      jax.local_devices()[0],
-    )
-    check_merged(work.group, step, fetched, inputs)
-    branches = method_of(done.spec.params).branches
-    numbers = records.add(step, fetched, branches, exact_LxN, inputs)
+    _finish_merged(done, done.turn.own, outputs)
+
+
+def _finish_copied(done: Done, outputs: Sequence[Output]) -> None:
+  step, inputs = done.step, done.inputs
+  out_LxRxC = _copied(step, inputs.shards[0].base)[: len(step.names)]
+  if step.stack.is_float:
+    check_copied(outputs[0].work.group, step, inputs, out_LxRxC)
+  n_rows = step.row_stop - step.row_start
+  pieces = [Piece(i, range(n_rows), x[:n_rows]) for i, x in enumerate(out_LxRxC)]
+  for work, _, own_step in outputs:
+    _write(work, own_step, pieces)
+  done.give_back()
+  for work, _, own_step in outputs:
+    work.sink.finish(own_step, None)
+
+
+def _finish_merged(done: Done, spec: KernelSpec, outputs: Sequence[Output]) -> None:
+  step, inputs, any_work = done.step, done.inputs, outputs[0].work
+  read_layer = functools.partial(whole_layer, any_work, done.pool, step, inputs)
+  fetched, exact_LxN = replace_flagged(
+    spec,
+    step,
+    fetch(step, done.result),
+    read_layer,
+    done.context,
+    jax.local_devices()[0],
+    done.exact,
+  )
+  check_merged(any_work.group, step, fetched, inputs)
+  branches = method_of(spec.params).branches
+  numbers = [
+    records.add(own_step, fetched, branches, exact_LxN, inputs)
+    for _, records, own_step in outputs
+  ]
+  if done.last:
     done.give_back()  # the next read may begin while this is written
+  for (work, records, own_step), of_output in zip(outputs, numbers, strict=True):
     if work.recipe is not None and step.row_stop - step.row_start == step.stack.n_rows:
       work.recipe.check_records(map(records.record, step.names))
-    _write(work, step, fetched.pieces)
+    _write(work, own_step, fetched.pieces)
     if fetched.recipe is not None:
-      _write_recipe(work, step, fetched)
-  work.sink.finish(step, numbers)
-  work.progress(step.label, step.nbytes)
+      _write_recipe(work, own_step, fetched)
+    work.sink.finish(own_step, of_output)
 
 
 def whole_layer(

@@ -23,7 +23,7 @@ FROM_RECIPE = ('replay', 'refit')
 
 
 class Updated(NamedTuple):
-  """The update of a matrix, and what was measured for it if a recipe keeps that."""
+  """The update of a matrix, and what was measured for it if that is kept or lent."""
 
   update: Update
   stats: Stats
@@ -39,10 +39,14 @@ def updated(
   """
   if spec.recipe == 'replay':  # it was recorded after them
     return Updated(_replayed(context.found, delta_NxRxC), {}, {})
+  if spec.update_given:
+    assert head is not None
+    a_N, w_T = context.found['a_N'], context.found['w_T']
+    return Updated(LowRank(a_N, w_T, *rank_one_terms(head)), {}, {})
   method = method_of(spec.params)
   measured: dict[str, jax.Array] = {}
   update: Update
-  if method.refit is not None and spec.recipe:
+  if method.refit is not None and (spec.recipe or spec.lends):
     if spec.recipe == 'refit':
       u_TxR, v_TxC = _vectors(context.found, delta_NxRxC)
       measured = {key: context.found[key] for key in method.refit.shapes(1)}

@@ -20,6 +20,7 @@ from resmerge_jax.pipeline.kernel_spec import (
 )
 from resmerge_jax.pipeline.recipe import OpenRecipe
 from resmerge_jax.pipeline.staging import Places, places
+from resmerge_jax.pipeline.turns import Turn
 from resmerge_jax.plan.plan import MergePlan
 from resmerge_jax.plan.stacks import Step
 from resmerge_jax.sharding import stack_sharding
@@ -50,7 +51,8 @@ class Work:
   `owners`: the process that makes each group of weight files alone, on `devices` of its own.
   `alone`: this process makes all of it by itself. `recipe`: where updates come from.
   `scans`: results of scans, kept between runs. `found`: the same by the method's
-  parameters and the tensor; `run_scans` fills both. `measure`: KernelSpec's.
+  parameters and the tensor; `run_scans` fills both. `measure`: KernelSpec's. `ranks`: of
+  heads that are solved together.
   """
 
   plan: MergePlan
@@ -67,6 +69,7 @@ class Work:
   alone: bool = False
   recipe: OpenRecipe | None = None
   measure: Any = None
+  ranks: tuple[int, ...] = ()
   scans: MutableMapping[str, Findings] = dataclasses.field(default_factory=dict)
   found: MutableMapping[Any, dict[str, Mapping[str, np.ndarray]]] = dataclasses.field(
     default_factory=dict
@@ -98,7 +101,12 @@ class Work:
       use = self.recipe.use(step)
     elif scan is None and self.plan.layout.recipe:
       use = 'save'
-    return step_spec(step, self.mesh_shape, one, scan, use, self.measure)
+    return step_spec(step, self.mesh_shape, one, scan, use, self.measure, self.ranks)
+
+  def turns(self, step: Step, scan: ScanAt | None = None) -> tuple[Turn, ...]:
+    """What is computed of a step: one program, or none where bytes are copied."""
+    spec = self.spec(step, scan) if computes(step) else None
+    return (Turn(spec, spec, functools.partial(self.context, step), self.seed),)
 
   def context(self, step: Step, layers: int) -> Context:
     """NumPy arrays with `layers` entries."""

@@ -10,7 +10,13 @@ from resmerge_jax.errors import InputError
 from resmerge_jax.plan.accelerators import Accelerators, Cpu
 from resmerge_jax.plan.rules import Rule, family_of
 from resmerge_jax.plan.stacks import Choose, Stack, Step
-from resmerge_jax.plan.step_sizes import DEFAULT_BUDGET, PROCESS_BYTES, peak, sized
+from resmerge_jax.plan.step_sizes import (
+  DEFAULT_BUDGET,
+  PROCESS_BYTES,
+  peak,
+  program_bytes,
+  sized,
+)
 from resmerge_jax.sizes import format_size
 from resmerge_jax.types import TensorRef
 
@@ -23,6 +29,7 @@ def build_stacks(
   choose: Choose,
   budget: int | None,
   devices: Accelerators | Cpu,
+  settings: int = 1,
 ) -> tuple[Stack, ...]:
   """The stacks of a merge, in the order of the base's files.
 
@@ -32,6 +39,7 @@ def build_stacks(
     budget: bytes of anonymous memory the process may use; None: DEFAULT_BUDGET, or
       what the largest matrix needs.
     devices: what computes.
+    settings: of a sweep, for each of which a step has an output.
 
   Raises:
     InputError: the budget is below what the largest matrix needs, with that number.
@@ -54,13 +62,15 @@ def build_stacks(
       names=(),
       sources=tuple(i for i in read if group.stores(i, name)),
       rank=int(any(loras)),  # all ranks alike, so that they share a program
+      swept=settings > 1,
     )
     members.setdefault(key, []).extend(rule.matrices(out[name]))
   stacks = [
     dataclasses.replace(key, names=tuple(names), rank=_rank(group, key, names))
     for key, names in members.items()
   ]
-  floor = max(
+  programs = program_bytes(stacks, settings)
+  floor = programs + max(
     (peak(s, 1, s.n_rows if s.chosen.whole else 1, devices) for s in stacks), default=0
   )
   if budget is None and isinstance(devices, Cpu):
@@ -72,7 +82,7 @@ def build_stacks(
       why='this method takes all rows of a matrix at once',
       fix=f'pass --memory_budget={floor} or more',
     )
-  room = math.inf if budget is None else budget - PROCESS_BYTES
+  room = math.inf if budget is None else budget - PROCESS_BYTES - programs
   return tuple(sized(stack, room, devices) for stack in stacks)
 
 

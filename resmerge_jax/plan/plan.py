@@ -19,7 +19,7 @@ from resmerge_jax.plan.layout import DEFAULT_SHARD_SIZE, OutputLayout, lay_out
 from resmerge_jax.plan.orbax_files import FOLDER, joined, lay_out_orbax
 from resmerge_jax.plan.rules import ABSENT, Rule, assign, traps
 from resmerge_jax.plan.stacks import Choose, Chosen, Stack, Step
-from resmerge_jax.plan.step_sizes import DEFAULT_BUDGET, peak_memory
+from resmerge_jax.plan.step_sizes import DEFAULT_BUDGET, peak_memory, program_bytes
 from resmerge_jax.types import TensorRef
 
 OUTPUT_CODES = {'bfloat16': 'BF16', 'float16': 'F16', 'float32': 'F32'}
@@ -52,6 +52,7 @@ class MergePlan:
   budget: int
   devices: Accelerators | Cpu = Cpu()  # noqa: RUF009 (frozen)
   given: Given = Given()
+  settings: int = 1  # of a sweep
 
   @property
   def bytes_read(self) -> int:
@@ -63,7 +64,8 @@ class MergePlan:
 
   @property
   def peak_memory(self) -> int:
-    return peak_memory(self.stacks, self.devices)
+    programs = program_bytes(self.stacks, self.settings)
+    return programs + peak_memory(self.stacks, self.devices)
 
   @property
   def rule_counts(self) -> dict[Rule, int]:
@@ -125,10 +127,9 @@ def _plain(stack: Stack) -> dict[str, Any]:
   named = [
     (type(p).__name__, dataclasses.asdict(p)) for p in (how.method, *how.post) if p
   ]
-  return {
-    **dataclasses.asdict(dataclasses.replace(stack, chosen=Chosen(None))),
-    'chosen': named,
-  }
+  fields = dataclasses.asdict(dataclasses.replace(stack, chosen=Chosen(None)))
+  del fields['swept']  # a setting of a sweep is the same merge as by itself
+  return {**fields, 'chosen': named}
 
 
 def make_plan(
@@ -142,6 +143,7 @@ def make_plan(
   orbax_layout: str = 'hf',
   budget: int | None = None,
   devices: Accelerators | Cpu = Cpu(),  # noqa: B008 (frozen)
+  settings: int = 1,
 ) -> MergePlan:
   """The plan of merging `group`. Reads nothing.
 
@@ -152,6 +154,7 @@ def make_plan(
     budget: bytes; None takes 2 GiB, or what the largest matrix needs; on accelerators
       what the steps need that suit their memory.
     devices: what computes.
+    settings: of the sweep, if this is the plan of one of them.
 
   Raises:
     InputError: a tensor that no rule covers; a budget that is too small; a model that
@@ -176,8 +179,9 @@ def make_plan(
     choose=choose,
     budget=budget,
     devices=devices,
+    settings=settings,
   )
-  needed = peak_memory(stacks, devices)
+  needed = program_bytes(stacks, settings) + peak_memory(stacks, devices)
   return MergePlan(
     table=rules,
     rules=assigned,
@@ -192,6 +196,7 @@ def make_plan(
     ),
     budget=budget if budget is not None else max(DEFAULT_BUDGET, needed),
     devices=devices,
+    settings=settings,
   )
 
 

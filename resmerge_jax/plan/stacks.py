@@ -64,7 +64,8 @@ class Stack:
   `rank` is the largest of their factors, 0 if there are none. `family` is None where the
   action does not depend on it. `present[i]`: whether source i has them; an expert that
   has not counts as unchanged. Among `names` are parts of tensors (`TensorRef.part`),
-  each a matrix of its own. `layers` x `rows` is the shape of one step.
+  each a matrix of its own. `layers` x `rows` is the shape of one step. `swept`:
+  whether a step has several outputs, those of a sweep, computed in turn.
   """
 
   action: Action
@@ -78,6 +79,7 @@ class Stack:
   names: tuple[str, ...]
   sources: tuple[int, ...]
   rank: int = 0
+  swept: bool = False
   layers: int = 1
   rows: int = 1
 

@@ -10,6 +10,9 @@ from resmerge_jax.types import DTYPES
 
 STEP_BYTES = 36 * 2**20
 PROCESS_BYTES = 180 * 2**20  # anonymous: the interpreter with JAX and its programs
+# Of a program that a further setting of a sweep runs, or of its share in several
+# (measured: 2 to 11 MiB a program, most settings share the larger ones).
+PROGRAM_BYTES = 4 * 2**20
 DEFAULT_BUDGET = 2 * 2**30
 # Outputs up to this size come from malloc's heap, which keeps what is freed (measured:
 # as much again as three outputs); larger ones have a mapping of their own.
@@ -29,6 +32,7 @@ def _parts(
   blocks = 1 if stack.chosen.whole else math.ceil(stack.n_rows / max(rows, 1))
   alive = min(STAGED, math.ceil(len(stack.names) / layers) * blocks)
   staged = alive * layers * (rows * stack.row_bytes + stack.factor_bytes)
+  alive = STAGED if stack.swept else alive  # one is computed, one is written
   out = layers * elements * DTYPES[stack.out_dtype].itemsize
   out *= alive if out > HEAP_BLOCK_BYTES else alive + FRAGMENTS
   if isinstance(devices, Accelerators):
@@ -63,6 +67,12 @@ def peak_memory(stacks: Sequence[Stack], devices: Accelerators | Cpu) -> int:
   """
   parts = [_parts(s, s.layers, s.rows, devices) for s in stacks] or [(0, 0, 0)]
   return PROCESS_BYTES + sum(max(column) for column in zip(*parts, strict=True))
+
+
+def program_bytes(stacks: Sequence[Stack], settings: int) -> int:
+  """What the programs of further settings hold of a process' memory."""
+  computed = sum(stack.action != 'base' for stack in stacks)
+  return PROGRAM_BYTES * computed * (settings - 1)
 
 
 def sized(stack: Stack, room: float, devices: Accelerators | Cpu) -> Stack:

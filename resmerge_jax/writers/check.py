@@ -45,7 +45,7 @@ def check_output(
       raise in_use(path)
     check_free(path, overwrite)
     notes = _notes(path, continues)
-    _check_space(path, needed_bytes)
+    check_space([path], needed_bytes)
   return notes
 
 
@@ -134,11 +134,15 @@ def _check_writable(path: pathlib.Path) -> None:
     )
 
 
-def _check_space(path: pathlib.Path, needed_bytes: int) -> None:
-  parent, leftovers = _existing_parent(path), partial_path(path)
+def check_space(outputs: Sequence[pathlib.Path], needed_bytes: int) -> None:
+  """Raises StoppedError unless the disk has room for outputs that lie in one folder."""
+  if not outputs:
+    return
+  parent = _existing_parent(outputs[0])
   free = shutil.disk_usage(parent).free
-  if leftovers.exists():  # removed, or written again in place
-    free += folder_bytes(leftovers)
+  for leftovers in map(partial_path, outputs):
+    if leftovers.exists():  # removed, or written again in place
+      free += folder_bytes(leftovers)
   if needed_bytes > free:
     raise no_space(parent, needed_bytes)
 

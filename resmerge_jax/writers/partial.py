@@ -27,6 +27,11 @@ def partial_path(output: pathlib.Path) -> pathlib.Path:
   return output.with_name(f'.{output.name}.resmerge-partial')
 
 
+def is_partial(path: pathlib.Path) -> bool:
+  """Whether it is the partial folder of some output."""
+  return path.name.startswith('.') and path.name.endswith('.resmerge-partial')
+
+
 def old_path(output: pathlib.Path) -> pathlib.Path:
   return output.with_name(f'.{output.name}.resmerge-old')
 

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from resmerge_jax.linalg.exact import exact_head
-from resmerge_jax.linalg.krylov import MAX_ERROR, THIN, Head, block_size, top_k
+from resmerge_jax.linalg.krylov import (
+  MAX_ERROR,
+  THIN,
+  Head,
+  block_size,
+  top_k,
+  top_ks,
+)
 from resmerge_jax.pipeline.kernels import CPU_OPTIONS
 from tests.linalg import heads
 from tests.spectra import ALL, Spectrum
@@ -160,3 +167,23 @@ def test_two_calls_trace_once():
   for seed in range(2):
     delta_RxC = np.random.default_rng(seed).standard_normal((20, 10), np.float32)
     solver(delta_RxC, 2, heads.start(2, 10, seed))
+
+
+@pytest.mark.parametrize(
+  ('rows', 'cols', 'ks'), [(300, 200, (1, 2, 4)), (60, 90, (1, 3))]
+)
+def test_heads_of_several_ranks_from_one_iteration(rows, cols, ks):
+  """Each keeps the promise of a head of its rank, also where a tie is inside the largest."""
+  found = heads.larger(rows, cols, max(ks))
+  names = [
+    n for n in found if n.startswith(('near_tie', 'tie', 'power', 'zero', 'rank'))
+  ]
+  solve = jax.jit(
+    lambda d: top_ks(d, ks, heads.start(max(ks), cols)), compiler_options=CPU_OPTIONS
+  )
+  of_all = [jax.device_get(solve(found[name])) for name in names]
+  for at, k in enumerate(ks):
+    head = jax.tree.map(lambda *x: np.stack(x), *[of_one[at] for of_one in of_all])
+    assert head.y_KxR.shape == (len(names), k, rows)
+    delta_BxRxC = np.stack([found[name] for name in names])
+    assert_accurate_or_flagged(delta_BxRxC, head, k, names)

@@ -31,7 +31,7 @@ def wide(x: Products) -> np.ndarray:
 
 def solved(x: Products, k: int = K) -> Head:
   start_PxC = random_start(0, (block_size(k), x.shape[1]))
-  found = heads(x, k, start_PxC, ritz_size(k, min(x.shape)))
+  found = [head for (head,) in heads(x, (k,), start_PxC, ritz_size(k, min(x.shape)))]
   return jax.tree.map(lambda *of_experts: jnp.stack(of_experts), *found)
 
 

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 import resmerge_jax
+from resmerge_jax.config import config_from
 from resmerge_jax.errors import InputError
 from resmerge_jax.methods.iso import IsoC
 from resmerge_jax.methods.tsv import Tsv
 from resmerge_jax.parameters import make_method
 from resmerge_jax.pipeline.prepare import prepare
+from resmerge_jax.pipeline.sweep import merge_sweep
 from resmerge_jax.plan.report import describe_plan
 from tests import adapters, folders, groups, resumes
 
@@ -383,3 +385,25 @@ def test_the_plan_as_text(adapter_group, tmp_path):
   lines = describe_plan(prepared.plan, prepared.group, 'bfloat16')
   assert sum(', a LoRA adapter' in line for line in lines) == 3
   assert sum('BF16 + factors of rank 9 -> BF16' in line for line in lines) == 2
+
+
+def test_a_sweep_over_adapters(adapter_group, resmerged, tmp_path):
+  """Heads of the products, of several ranks at once."""
+  names = {'rho-0.2': {}, 'rank': {'head_rank': 2}, 'more': {'rho': 0.9}}
+  swept = merge_sweep(
+    {
+      name: groups.config_of(
+        adapter_group,
+        tmp_path / name,
+        method=make_method('resmerge', params),
+        **FLOAT32,
+      )
+      for name, params in names.items()
+    }
+  )
+  found = {name: groups.load(m.output) for name, m in swept.manifests.items()}
+  # float32 heads of one solve and of another
+  assert_equal_updates(found['rho-0.2'], resmerged[0], 1e-5)
+  config = swept.manifests['more'].content['config']
+  single = resmerge_jax.merge(config_from({**config, 'output': tmp_path / 'single'}))
+  groups.assert_same_bits(found['more'], groups.load(single.output))
