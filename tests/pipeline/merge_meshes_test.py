@@ -136,7 +136,7 @@ def late_programs(monkeypatch):
 
   dispatch = loop._dispatch
 
-  def dispatched(work, kernel, *args):
+  def dispatched(kernel, *args):
     run = kernel.run
 
     def run_late(base, experts, factors, context, *rest):
@@ -144,7 +144,7 @@ def late_programs(monkeypatch):
       context = dataclasses.replace(context, weights_N=weights_LxN)
       return run(base, experts, factors, context, *rest)
 
-    return dispatch(work, dataclasses.replace(kernel, run=run_late), *args)
+    return dispatch(dataclasses.replace(kernel, run=run_late), *args)
 
   monkeypatch.setattr(loop, '_dispatch', dispatched)
 
@@ -174,13 +174,18 @@ def test_a_buffer_is_refilled_only_after_all_that_read_it(group, tmp_path, monke
 @pytest.mark.usefixtures('late_programs')
 def test_a_buffer_that_is_refilled_too_early_is_noticed(group, tmp_path, monkeypatch):
   """The test above can fail: devices do read the buffer itself, and late."""
-  dispatch = loop._dispatch
+  stored, dispatch, buffers = loop._stored, loop._dispatch, []
 
-  def too_early(work, kernel, spec, inputs, context):
-    result = dispatch(work, kernel, spec, inputs, context)
-    spoil(inputs.buffer)
+  def remembered(kernel, spec, inputs):
+    buffers.append(inputs.buffer)
+    return stored(kernel, spec, inputs)
+
+  def too_early(*args):
+    result = dispatch(*args)
+    spoil(buffers[-1])
     return result
 
+  monkeypatch.setattr(loop, '_stored', remembered)
   monkeypatch.setattr(loop, '_dispatch', too_early)
   with only(1), pytest.raises(InputError, match='NaN or Inf in the weights'):
     groups.merge(group, tmp_path / 'out', method=MEAN, **several.SETTINGS)
