@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from resmerge_jax.checkpoint.remote import failed
+from resmerge_jax.checkpoint.failed_request import failed
 from resmerge_jax.errors import InputError
 
 _PLACE = re.compile(r'[\w.-]+/[\w.-]+')

@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorstore
 
-from resmerge_jax.checkpoint.remote import failed
+from resmerge_jax.checkpoint.failed_request import failed
 from resmerge_jax.errors import InputError
 
 # About half a minute; then the run stops, and --resume continues it.

@@ -6,7 +6,6 @@ imported for an address only.
 """
 
 import dataclasses
-import errno
 import os
 import pathlib
 import re
@@ -190,9 +189,3 @@ def _store(scheme: str, place: str, who: str) -> Store:
   from resmerge_jax.checkpoint.object_store import ObjectStore
 
   return ObjectStore(scheme, place, who)
-
-
-def failed(error: BaseException, file: str, code: int = errno.EIO) -> OSError:
-  """The OSError of a request that failed; Python makes `code` its class."""
-  text = ' '.join(str(error).split()) or type(error).__name__
-  return OSError(code, text if len(text) <= 300 else f'{text[:300]} ...', file)

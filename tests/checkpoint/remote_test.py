@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from resmerge_jax.checkpoint import object_store, remote
+from resmerge_jax.checkpoint.failed_request import failed
 from resmerge_jax.checkpoint.file_states import check_unchanged, file_states
 from resmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from resmerge_jax.checkpoint.reader import CheckpointReader
@@ -283,7 +284,7 @@ def test_addresses():
 
 
 def test_codes_become_the_errors_of_files():
-  assert isinstance(remote.failed(ValueError('x'), 'f', errno.EACCES), PermissionError)
-  long = remote.failed(ValueError('x' * 400), 'f')
+  assert isinstance(failed(ValueError('x'), 'f', errno.EACCES), PermissionError)
+  long = failed(ValueError('x' * 400), 'f')
   assert long.strerror == 'x' * 300 + ' ...'
-  assert remote.failed(ValueError(), 'f').strerror == 'ValueError'
+  assert failed(ValueError(), 'f').strerror == 'ValueError'
