@@ -4,6 +4,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+from typing import Any
 
 import pytest
 
@@ -30,12 +31,21 @@ def pytest_configure(config: pytest.Config) -> None:
   config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-  """A file's tests go to one worker: they share merges and compiled programs."""
-  for item in items:
-    if item.get_closest_marker('xdist_group') is None:
-      item.add_marker(pytest.mark.xdist_group(item.nodeid.partition('::')[0]))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+  """A file's tests go to one worker: they share merges and compiled programs.
+
+  So do all tests that start several processes; these share the cores. The mark xdist_group
+  does nothing: xdist 3.8 hides groups in names that pytest 9.2 does not let it change.
+  """
+  from xdist.scheduler import LoadFileScheduling
+
+  class Scheduling(LoadFileScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+      file = super()._split_scope(nodeid)
+      return 'processes' if 'processes' in file else file
+
+  return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True, scope='session')

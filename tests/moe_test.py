@@ -14,9 +14,6 @@ from resmerge_jax.plan.step_sizes import PROCESS_BYTES
 from tests import groups, launches, resumes, several
 from tests.clients_test import load
 
-# In one worker: the tests share programs.
-pytestmark = pytest.mark.xdist_group('moe')
-
 N, LAYERS = 3, 2  # experts of a layer
 # Square and small, so that few programs are compiled.
 SIZES: dict[str, Any] = {

@@ -6,4 +6,4 @@ cd "$REPO_ROOT"
 
 make_venv test,clients
 export OPENBLAS_NUM_THREADS=1  # the two pytest workers are the parallelism
-"$VENV_PYTHON" -m pytest -n 2 --dist loadgroup "$@"
+"$VENV_PYTHON" -m pytest -n 2 "$@"

@@ -10,8 +10,6 @@ import resmerge_jax
 from tests import groups, launches, several
 from tests.pipeline.load_merged_test import folder, group  # noqa: F401 (fixtures)
 
-# All in one worker: processes share two cores.
-pytestmark = pytest.mark.xdist_group('processes')
 SAVED = {
   'together': {'mesh': 'layer:2,row:4'},
   'whole': {'whole_files': True, 'max_shard_size': '20kB'},

@@ -14,9 +14,6 @@ from tests import groups, launches, resumes, several
 from tests.pipeline.merge_killed_test import loadable
 from tests.processes.runs import DEVICES, merge_here, same_files
 
-# All in one worker: their merges are shared.
-pytestmark = pytest.mark.xdist_group('processes')
-
 PROMPTLY_S = 45  # less than any wait for others, 60 s to join and JAX's 100 s
 # The command itself, a little slower; it says what it writes.
 STEADY = """

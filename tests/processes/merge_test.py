@@ -8,9 +8,6 @@ from orbax.checkpoint import v1 as checkpoint
 from tests import adapters, groups, resumes, several
 from tests.processes.runs import merge_by, merge_here, same_files
 
-# All in one worker: their merges are shared.
-pytestmark = pytest.mark.xdist_group('processes')
-
 
 @pytest.mark.parametrize('name', ['automatic', 'layers'])
 def test_two_processes_write_the_bytes_of_one(alone, by_two, name):
