@@ -1,6 +1,7 @@
 """What all commands share: help that teaches, and errors without a traceback."""
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -62,7 +63,8 @@ def run_app(
   def parse(argv: list[str]) -> list[str]:
     app.define_help_flags()
     try:
-      rest = define(argv)
+      with _no_collecting():
+        rest = define(argv)
       for module, defined in flags.FLAGS.flags_by_module_dict().items():
         for flag in defined if module.startswith('resmerge_jax.cli.') else ():
           flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
@@ -82,6 +84,17 @@ def run_app(
       app.run(guarded, flags_parser=parse)
     except KeyboardInterrupt as error:
       _end(received[-1] if received else signal.SIGINT, error)
+
+
+@contextlib.contextmanager
+def _no_collecting() -> Iterator[None]:
+  """For imports: they leave no garbage, and looking for it takes a tenth of their time."""
+  gc.disable()
+  try:
+    yield
+  finally:
+    gc.freeze()
+    gc.enable()
 
 
 @contextlib.contextmanager

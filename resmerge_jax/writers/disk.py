@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from resmerge_jax.writers.direct import write_blocks
+
 Buffer = bytes | bytearray | memoryview | np.ndarray
 CHUNK_BYTES = 4 * 2**20  # of one read; small beside any step
 KEPT_OPEN = 256  # a process may often have no more than 1024 files open
@@ -50,6 +52,13 @@ class OpenFiles:
       yield fd
     finally:
       os.close(fd)
+
+  def write(self, name: str, view: memoryview, position: int) -> None:
+    """Writes bytes of a file; any thread may. Raises OSError."""
+    begin, end = write_blocks(self._paths[name], view, position)
+    with self.opened(name) as fd:
+      write_all(fd, view[:begin], position)
+      write_all(fd, view[end:], position + end)
 
   def close(self) -> None:
     self._paths.clear()
@@ -119,6 +128,12 @@ def crc_of_range(fd: int, begin: int, end: int) -> int | None:
       return None
     crc, begin = zlib.crc32(buffer[:n_read], crc), begin + n_read
   return crc
+
+
+def forget(fd: int) -> None:
+  """Drops what was read of a file, and ahead, before it is written past the cache."""
+  if hasattr(os, 'posix_fadvise'):  # macOS has none
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def crc_of_file(path: pathlib.Path) -> int:

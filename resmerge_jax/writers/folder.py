@@ -18,6 +18,7 @@ from resmerge_jax.writers.disk import (
   OpenFiles,
   as_bytes,
   crc_of_range,
+  forget,
   joined_crc,
   reserve,
   sync_file,
@@ -132,11 +133,8 @@ class FolderWriter:
         raise RuntimeError(
           f'{name}: bytes {begin} to {end} written, it has {ref.nbytes} bytes'
         )
-      with (
-        self._explained(f'cannot write {name} to {ref.file} of {self.output}'),
-        self._files.opened(ref.file) as fd,
-      ):
-        write_all(fd, view, ref.start + begin)
+      with self._explained(f'cannot write {name} to {ref.file} of {self.output}'):
+        self._files.write(ref.file, view, ref.start + begin)
     if begin < end:
       self._spans[name].append(Span(begin, end, zlib.crc32(view)))
 
@@ -159,7 +157,9 @@ class FolderWriter:
     with self._explained(what):
       try:
         with path.open('rb') as file:
-          return crc_of_range(file.fileno(), begin, end) == span.crc
+          crc = crc_of_range(file.fileno(), begin, end)
+          forget(file.fileno())
+          return crc == span.crc
       except FileNotFoundError:
         return False
 

@@ -1,0 +1,73 @@
+"""Writing past the page cache, where the system can.
+
+A step's bytes must be durable before its line in the journal, so the cache saves no
+waiting; filling it costs a copy and a fresh page per 4 KiB, seconds of processor time
+per GiB on a virtual machine (docs/performance.md).
+"""
+
+import errno
+import mmap
+import os
+import pathlib
+import threading
+
+BLOCK_BYTES = 4096  # what disks and file systems ask offsets and addresses to divide by
+LEAST_BYTES = 2**20  # of one write, below which the cache is as good
+_CHUNK_BYTES = (
+  4 * 2**20
+)  # of one call; the copy before it stays in the processor's cache
+_DIRECT = getattr(os, 'O_DIRECT', 0)  # macOS has none
+_REFUSED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
+_own = threading.local()
+
+
+def write_blocks(
+  path: pathlib.Path, view: memoryview, position: int
+) -> tuple[int, int]:
+  """Writes the whole blocks of a file that `view`, to lie at `position`, covers.
+
+  Returns:
+    Begin and end, in `view`, of what is written. The rest, less than a block at each
+    side or all of it where the file system cannot, is left to go through the cache.
+
+  Raises:
+    OSError: the disk refuses.
+  """
+  begin = -position % BLOCK_BYTES
+  end = len(view) - (position + len(view)) % BLOCK_BYTES
+  if not _DIRECT or len(view) < LEAST_BYTES:
+    return 0, 0
+  try:
+    fd = os.open(path, os.O_WRONLY | _DIRECT)
+  except OSError as error:
+    if error.errno not in _REFUSED:
+      raise
+    return 0, 0
+  at = begin
+  try:
+    while at < end:
+      done = _write_chunk(fd, view[at : min(at + _CHUNK_BYTES, end)], position + at)
+      if not done:
+        break
+      at += done
+  except OSError as error:
+    if error.errno not in _REFUSED:
+      raise
+  finally:
+    os.close(fd)
+  return begin, at
+
+
+def _write_chunk(fd: int, view: memoryview, position: int) -> int:
+  """Bytes written, whole blocks, from a copy that lies at a page's begin."""
+  copy = _aligned_copy()
+  copy[: len(view)] = view
+  done = os.pwrite(fd, copy[: len(view)], position)
+  return done - done % BLOCK_BYTES
+
+
+def _aligned_copy() -> memoryview:
+  """This thread's buffer of _CHUNK_BYTES."""
+  if not hasattr(_own, 'buffer'):
+    _own.buffer = memoryview(mmap.mmap(-1, _CHUNK_BYTES))
+  return _own.buffer
