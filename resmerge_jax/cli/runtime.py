@@ -12,6 +12,9 @@ from absl import flags
 from resmerge_jax.cli.app import run_app
 
 MALLOC = 'GLIBC_TUNABLES'
+# After each call OpenBLAS, LAPACK's and NumPy's, has its threads wait busily on the cores
+# that XLA's need: 2**26 cycles, unless told (as a power of two).
+PATIENCE, SHORTEST = 'OPENBLAS_THREAD_TIMEOUT', '4'
 # One heap, which keeps what is freed of it; large blocks go back to the system.
 ALLOCATION = (
   'glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1'
@@ -29,23 +32,24 @@ _NO_TPU = {
 }
 
 
-def tune_allocation() -> None:
-  """Starts the command again with malloc asking for huge pages, on Linux with glibc.
+def tune_libraries() -> None:
+  """Starts the command again with malloc and OpenBLAS tuned, on Linux with glibc.
 
   XLA allocates its temporary arrays anew for every step; with 4 KiB pages, or pages
-  given back each time, their faults cost as much as the arithmetic. The C library reads this setting only at
-  program start. A value that the user has set stands.
+  given back each time, their faults cost as much as the arithmetic. Both libraries read
+  their settings only at program start. A value that the user has set stands.
   """
   if platform.libc_ver()[0] == 'glibc' and MALLOC not in os.environ:
     os.environ[MALLOC] = ALLOCATION
+    os.environ.setdefault(PATIENCE, SHORTEST)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def run_merging(
   main: Callable[[list[str]], None], doc: str | None, define: Callable[[list[str]], Any]
 ) -> None:
-  """`run_app` for a command that merges: allocation tuned, other processes not awaited."""
-  tune_allocation()
+  """`run_app` for a command that merges: libraries tuned, other processes not awaited."""
+  tune_libraries()
   try:
     run_app(main, doc, define=define)
   except BaseException as end:
