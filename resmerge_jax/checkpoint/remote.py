@@ -9,6 +9,7 @@ import dataclasses
 import os
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Protocol
 
 from resmerge_jax.errors import InputError, StoppedError
@@ -138,6 +139,28 @@ def folder_name(path: str | os.PathLike) -> str:
   if scheme_of(path) == 'hf':
     text = text.partition('@')[0]
   return pathlib.PurePath(text).name
+
+
+def telling_names(paths: Sequence[str | os.PathLike]) -> tuple[str | None, ...]:
+  """Names of folders that are called alike: of the nearest above that differ; else None.
+
+  maths/step_400 and code/step_400 are maths and code.
+  """
+  names = [folder_name(path) for path in paths]
+  parts = [pathlib.PurePath(path).parts[::-1] for path in paths]
+
+  def telling(name: str) -> dict[int, str]:
+    alike = {i: parts[i] for i in range(len(paths)) if names[i] == name}
+    for above in range(1, min(map(len, alike.values()))):
+      found = {i: each[above] for i, each in alike.items()}
+      if len(set(found.values())) == len(alike):
+        return found
+    return {}
+
+  found: dict[int, str] = {}
+  for name in {name for name in names if names.count(name) > 1}:
+    found |= telling(name)
+  return tuple(map(found.get, range(len(paths))))
 
 
 def check_local(path: str | os.PathLike, what: str) -> None:

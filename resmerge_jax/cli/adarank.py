@@ -104,7 +104,11 @@ def _check_places(output: pathlib.Path, curve: pathlib.Path) -> None:
 def _define_flags(argv: list[str]) -> list[str]:
   flags.DEFINE_string('base', None, 'folder of the base model')
   flags.DEFINE_list('experts', None, 'folders of the experts, comma-separated')
-  flags.DEFINE_list('expert_ids', None, "ids of the experts (default: folders' names)")
+  flags.DEFINE_list(
+    'expert_ids',
+    None,
+    'ids of the experts (default: the names of their folders, or of those above them that tell them apart)',
+  )
   flags.DEFINE_string(
     'prompts', None, 'file of lines with "expert" and "text" or "ids"'
   )

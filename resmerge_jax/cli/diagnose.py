@@ -214,7 +214,11 @@ def _define_flags(argv: list[str]) -> list[str]:
   define_process_flags()
   flags.DEFINE_string('base', None, 'folder or address of the base model')
   flags.DEFINE_list('experts', None, 'those of the experts, comma-separated')
-  flags.DEFINE_list('expert_ids', None, "ids of the experts (default: folders' names)")
+  flags.DEFINE_list(
+    'expert_ids',
+    None,
+    'ids of the experts (default: the names of their folders, or of those above them that tell them apart)',
+  )
   flags.DEFINE_multi_string(
     'group', None, 'LABEL=BASE,EXPERT,EXPERT; again for each group to compare'
   )

@@ -77,7 +77,11 @@ def _define_plain_flags() -> None:
   flags.DEFINE_list(
     'experts', None, 'folders or addresses of the experts, comma-separated'
   )
-  flags.DEFINE_list('expert_ids', None, "ids of the experts (default: folders' names)")
+  flags.DEFINE_list(
+    'expert_ids',
+    None,
+    'ids of the experts (default: the names of their folders, or of those above them that tell them apart)',
+  )
   flags.DEFINE_string('output', None, 'folder to write; must not exist or be empty')
   flags.DEFINE_enum(
     'method', None, sorted(METHODS), "method, with its defaults (default: the config's)"

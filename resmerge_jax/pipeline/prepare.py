@@ -12,7 +12,7 @@ from resmerge_jax.checkpoint.file_states import file_states
 from resmerge_jax.checkpoint.files import State
 from resmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from resmerge_jax.checkpoint.group import ExpertGroup, check_group
-from resmerge_jax.checkpoint.remote import folder_name, scheme_of
+from resmerge_jax.checkpoint.remote import folder_name, scheme_of, telling_names
 from resmerge_jax.config import MergeConfig, choose, outside_of
 from resmerge_jax.errors import InputError
 from resmerge_jax.pipeline.chips import device_facts
@@ -164,7 +164,7 @@ def open_group(config: MergeConfig) -> Opened:
 
 def _open_all(config: MergeConfig) -> list[Checkpoint]:
   """Base, then experts. Every folder that cannot be used is named at once."""
-  ids = config.expert_ids or (None,) * len(config.experts)
+  ids = config.expert_ids or telling_names(config.experts)
   wanted = [(config.base, None, 'base')] + [
     (path, id, f'expert {id or folder_name(path)!r}')
     for path, id in zip(config.experts, ids, strict=True)

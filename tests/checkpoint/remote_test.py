@@ -14,7 +14,12 @@ from resmerge_jax.checkpoint.failed_request import failed
 from resmerge_jax.checkpoint.file_states import check_unchanged, file_states
 from resmerge_jax.checkpoint.folder import Checkpoint, open_checkpoint
 from resmerge_jax.checkpoint.reader import CheckpointReader
-from resmerge_jax.checkpoint.remote import check_local, folder_name, scheme_of
+from resmerge_jax.checkpoint.remote import (
+  check_local,
+  folder_name,
+  scheme_of,
+  telling_names,
+)
 from resmerge_jax.errors import InputError, StoppedError
 from tests import folders, remotes
 from tests.remotes import COMMIT, LATER, SCHEMES, TOKEN
@@ -258,6 +263,24 @@ def test_the_hub_tells_what_is_wrong(tmp_path, monkeypatch):
     'Why it matters: it finds and reads the files of the hub\n'
     "What to do: pip install 'resmerge-jax[hf]'"
   )
+
+
+@pytest.mark.parametrize(
+  ('paths', 'names'),
+  [
+    (['a/x', 'b/y'], [None, None]),
+    (['maths/step_4', 'code/step_4'], ['maths', 'code']),
+    (['/r/maths/1/bf16', '/r/code/1/bf16', 'base'], ['maths', 'code', None]),
+    (['a/x', 'b/x', 'c/y', 'd/y'], ['a', 'b', 'c', 'd']),
+    (['a/x', 'b/a/x', 'c/a/x'], [None] * 3),  # one of them has too few names
+    (['gs://k/a/x', 's3://k/b/x', pathlib.Path('c/x')], ['a', 'b', 'c']),
+    (['a/x', 'a/x'], [None, None]),
+    (['hf://o/n@1', 'hf://o/n@2', 'hf://p/n'], [None] * 3),
+    ([], []),
+  ],
+)
+def test_folders_that_are_called_alike_have_other_names(paths, names):
+  assert telling_names(paths) == tuple(names)
 
 
 def test_addresses():
