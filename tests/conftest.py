@@ -11,9 +11,9 @@ import pytest
 os.environ['JAX_PLATFORMS'] = 'cpu'  # here and below: before anything imports JAX
 os.environ['JAX_NUM_CPU_DEVICES'] = '8'
 os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')  # LAPACK beside busy workers
-os.environ.setdefault(
-  'GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1'
-)  # merge's run() re-executes without it
+# Commands that merge start themselves again without these two.
+os.environ.setdefault('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')
+os.environ.setdefault('OPENBLAS_THREAD_TIMEOUT', '4')
 
 
 def pytest_configure(config: pytest.Config) -> None:

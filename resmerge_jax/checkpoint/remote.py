@@ -6,6 +6,7 @@ imported for an address only.
 """
 
 import dataclasses
+import itertools
 import os
 import pathlib
 import re
@@ -18,6 +19,7 @@ from resmerge_jax.errors import InputError, StoppedError
 # thread holds two such blocks: what the library received, and its copy.
 PART_BYTES = 8 * 2**20
 _SCHEME = re.compile(r'(\w[\w+.-]*):/')
+_NO_NAME = re.compile(r'/+|\.|\.\.|~.*|.*:')  # of no folder, or not told by its path
 _SIGN_IN = {
   'gs': '`gcloud auth application-default login`, or name a key file in '
   'GOOGLE_APPLICATION_CREDENTIALS',
@@ -142,25 +144,28 @@ def folder_name(path: str | os.PathLike) -> str:
 
 
 def telling_names(paths: Sequence[str | os.PathLike]) -> tuple[str | None, ...]:
-  """Names of folders that are called alike: of the nearest above that differ; else None.
+  """Names for folders some of which are called alike: of the nearest above that differ.
 
-  maths/step_400 and code/step_400 are maths and code.
+  maths/step_400 and code/step_400 are maths and code. None: the folder's own name, which
+  is all there is to tell where no such names are all different.
   """
   names = [folder_name(path) for path in paths]
-  parts = [pathlib.PurePath(path).parts[::-1] for path in paths]
+  parts = [_named_parts(path) for path in paths]
+  alike = [i for i, name in enumerate(names) if names.count(name) > 1]
+  for above in range(1, min((len(parts[i]) for i in alike), default=0)):
+    found = [parts[i][above] if i in alike else name for i, name in enumerate(names)]
+    if len(set(found)) == len(found):
+      return tuple(f if i in alike else None for i, f in enumerate(found))
+  return (None,) * len(names)
 
-  def telling(name: str) -> dict[int, str]:
-    alike = {i: parts[i] for i in range(len(paths)) if names[i] == name}
-    for above in range(1, min(map(len, alike.values()))):
-      found = {i: each[above] for i, each in alike.items()}
-      if len(set(found.values())) == len(alike):
-        return found
-    return {}
 
-  found: dict[int, str] = {}
-  for name in {name for name in names if names.count(name) > 1}:
-    found |= telling(name)
-  return tuple(map(found.get, range(len(paths))))
+def _named_parts(path: str | os.PathLike) -> list[str]:
+  """The parts of a path or address from the last on, up to one that is no name."""
+  text = os.fspath(path)
+  if scheme_of(path) == 'hf':
+    text = text.partition('@')[0]
+  parts = reversed(pathlib.PurePath(text).parts)
+  return list(itertools.takewhile(lambda part: not _NO_NAME.fullmatch(part), parts))
 
 
 def check_local(path: str | os.PathLike, what: str) -> None:

@@ -39,9 +39,9 @@ def tune_libraries() -> None:
   given back each time, their faults cost as much as the arithmetic. Both libraries read
   their settings only at program start. A value that the user has set stands.
   """
-  if platform.libc_ver()[0] == 'glibc' and MALLOC not in os.environ:
-    os.environ[MALLOC] = ALLOCATION
-    os.environ.setdefault(PATIENCE, SHORTEST)
+  settings = {MALLOC: ALLOCATION, PATIENCE: SHORTEST}
+  if platform.libc_ver()[0] == 'glibc' and settings.keys() - os.environ.keys():
+    os.environ.update(settings | os.environ)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

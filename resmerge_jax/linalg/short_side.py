@@ -18,6 +18,7 @@ from resmerge_jax.linalg.gram import another_pass
 from resmerge_jax.linalg.task_vectors import TaskVectors, widen
 
 BLOCK = 1024  # long rows in float64 at a time, or S of them if that is more
+RANK = 1e-10  # sigma / sigma_1 that is nothing, in float64 of exact differences
 PANELS, PANELLED = 4, 256  # of a Gram matrix; columns from which it has panels
 
 MAX_GROWTH = 64  # 2^-24 times it is 4e-6, a tenth of the golden data's tolerance
@@ -109,6 +110,11 @@ class Blocks:
     """A sum of the X_i times K, so that no block is turned."""
     k_SxM = k_SxM.astype(x_BxS.dtype)
     return (k_SxM.T @ x_BxS.T).T if self.wide else x_BxS @ k_SxM
+
+  @property
+  def missing(self) -> float:
+    """sigma / sigma_1 up to which a direction counts as missing."""
+    return max(RANK, self.delta_NxRxC.noise)
 
   @property
   def _rows(self) -> int:

@@ -13,11 +13,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from resmerge_jax.linalg.short_side import Blocks, LongRows, gram
+from resmerge_jax.linalg.short_side import RANK, Blocks, LongRows, gram
 
 EPS = 2.0**-52
 MAX_ERROR = 1e-6  # estimate above which a Gram matrix must not be used
-RANK = 1e-10  # sigma / sigma_1 up to which a direction counts as missing
+GRAM_NOISE = 1e-7  # sigma / sigma_1, well above the root of EPS
 
 
 class Spectrum(NamedTuple):
@@ -79,7 +79,10 @@ def spectrum(
     _, sigma_S, vt_SxS = jnp.linalg.svd(exact(), full_matrices=False)
     return sigma_S[:count], vt_SxS[:count].T
 
-  coarse = _error(top, from_gram[0], 2) > MAX_ERROR
+  # Of directions this small a Gram matrix tells no more than that they are missing.
+  told = jnp.where(jnp.asarray(missing) > GRAM_NOISE, missing * top, 0.0)
+  wanted_M = jnp.where(from_gram[0] > told, from_gram[0], jnp.inf)
+  coarse = _error(top, wanted_M, 2) > MAX_ERROR
   sigma_M, v_SxM = jax.lax.cond(coarse, by_svd, lambda: from_gram)
   found_M = sigma_M > missing * top
   error = _error(top, jnp.where(found_M, sigma_M, jnp.inf), jnp.where(coarse, 1, 2))

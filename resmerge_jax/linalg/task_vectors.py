@@ -8,6 +8,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+# A rounded product of rank F has directions beside its own of about 2^-24 (F / S)^(1/2).
+PRODUCT_NOISE = 1e-6
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -17,12 +20,14 @@ class TaskVectors:
   `self[i]` is D_i = W_i - W_0 in float32, exact for bfloat16 weights of close size. It
   is an expression, not an array: used inside a reduction or a sum it is computed on
   the fly from the stored bytes, half of what float32 matrices would move.
-  With `are_differences` the experts are held as float32 D_i, not as W_i.
+  With `are_differences` the experts are held as float32 D_i, not as W_i. `noise`: size,
+  relative to the largest singular value, of directions that rounding alone may have made.
   """
 
   base_RxC: jax.Array
   experts_NxRxC: jax.Array
   are_differences: bool = dataclasses.field(default=False, metadata={'static': True})
+  noise: float = dataclasses.field(default=0.0, metadata={'static': True})
 
   def __len__(self) -> int:
     return self.experts_NxRxC.shape[0]
@@ -92,7 +97,8 @@ def formed(
   stacked_NxRxC = jnp.stack(d_NxRxC)
   if factors is not None:
     stacked_NxRxC += jnp.einsum('nrf,nfc->nrc', *factors, precision='highest')
-  return TaskVectors(base_RxC, stacked_NxRxC, are_differences=True)
+  noise = 0.0 if factors is None else PRODUCT_NOISE
+  return TaskVectors(base_RxC, stacked_NxRxC, are_differences=True, noise=noise)
 
 
 def widen(stored: jax.Array) -> jax.Array:

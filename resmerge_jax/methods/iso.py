@@ -40,7 +40,9 @@ def merge(
   blocks = Blocks(delta_NxRxC)
 
   gram_SxS = blocks.sum(lambda x_NxBxS: blocks.gram(summed(x_NxBxS)))
-  whole = spectrum(gram_SxS, lambda: blocks.triangle(summed), blocks.short)
+  whole = spectrum(
+    gram_SxS, lambda: blocks.triangle(summed), blocks.short, missing=blocks.missing
+  )
   level = whole.sigma_M.mean()
   k_SxS = params.scale * level * whole.inverse_root
   update_RxC = blocks.map(

@@ -5,6 +5,7 @@ rest come the leading directions of what each expert has outside of those.
 """
 
 import dataclasses
+import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -69,7 +70,8 @@ def merge(
   n, blocks = len(delta_NxRxC), Blocks(delta_NxRxC)
   c, per_task = params.split(blocks.short, n)
   sum_SxS, gram_NxSxS, cross_NxSxS = _products(blocks)
-  common = spectrum(sum_SxS, lambda: blocks.triangle(summed), c)
+  find = functools.partial(spectrum, missing=blocks.missing)
+  common = find(sum_SxS, lambda: blocks.triangle(summed), c)
   parts = _outside(blocks, gram_NxSxS, cross_NxSxS, common)
 
   def own_spectrum(part: _Outside) -> Spectrum:
@@ -77,9 +79,7 @@ def merge(
       common_BxC = summed(x_NxBxS) @ common.to_left
       return x_NxBxS[part.expert] @ part.keep_SxS - common_BxC @ part.inside_CxS
 
-    return spectrum(
-      part.gram_SxS, lambda: blocks.triangle(rows), per_task, top=part.top
-    )
+    return find(part.gram_SxS, lambda: blocks.triangle(rows), per_task, top=part.top)
 
   tasks = jax.lax.map(own_spectrum, parts)
   own_NxSxK = parts.keep_SxS @ tasks.to_left

@@ -57,7 +57,10 @@ def merge(
   gram_NxSxS = blocks.sum(blocks.grams)
   tasks = jax.lax.map(
     lambda i: spectrum(
-      gram_NxSxS[i], lambda: blocks.triangle(lambda x_NxBxS: x_NxBxS[i]), kept
+      gram_NxSxS[i],
+      lambda: blocks.triangle(lambda x_NxBxS: x_NxBxS[i]),
+      kept,
+      missing=blocks.missing,
     ),
     jnp.arange(n),
   )

@@ -54,7 +54,7 @@ def _arbitrary(
   out: Mapping[str, TensorRef],
   choose: Choose,
 ) -> list[str]:
-  """Matrices whose method gives weight to more directions than their updates have."""
+  """Matrices whose method wants more directions than their updates have."""
   found: dict[str, list[str]] = {}
   n = len(group.experts)
   for name in group.names:
@@ -71,8 +71,9 @@ def _arbitrary(
     found.setdefault(type(chosen.method).__name__, []).append(f'{name} ({what})')
   return [
     f'{method} is ill-posed on {len(places)} matrices that LoRA adapters change, such as '
-    f'{places[0]}: directions that no update has get weight, and rounding decides '
-    'which; merge these adapters by another method (resmerge, task_arithmetic)'
+    f'{places[0]}: directions that no update has get no weight, so that the update is '
+    'shorter than the method means it to be; another method (resmerge, task_arithmetic) '
+    'has no such rule'
     for method, places in found.items()
   ]
 

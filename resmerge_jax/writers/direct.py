@@ -8,10 +8,9 @@ per GiB on a virtual machine (docs/performance.md).
 import errno
 import mmap
 import os
-import pathlib
 import threading
 
-BLOCK_BYTES = 4096  # what disks and file systems ask offsets and addresses to divide by
+BLOCK_BYTES = max(4096, mmap.PAGESIZE)  # by which disks want offsets and addresses
 LEAST_BYTES = 2**20  # of one write, below which the cache is as good
 _CHUNK_BYTES = (
   4 * 2**20
@@ -21,29 +20,30 @@ _REFUSED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 _own = threading.local()
 
 
-def write_blocks(
-  path: pathlib.Path, view: memoryview, position: int
-) -> tuple[int, int]:
+def open_direct(fd: int) -> int | None:
+  """Another descriptor of an open file, past the cache; None where that cannot be."""
+  try:
+    # The same file, even if its name is another's by now.
+    return os.open(f'/proc/self/fd/{fd}', os.O_WRONLY | _DIRECT) if _DIRECT else None
+  except OSError:  # whatever is wrong, the cache may do
+    return None
+
+
+def write_blocks(fd: int, view: memoryview, position: int) -> tuple[int, int]:
   """Writes the whole blocks of a file that `view`, to lie at `position`, covers.
+
+  Args:
+    fd: of `open_direct`.
 
   Returns:
     Begin and end, in `view`, of what is written. The rest, less than a block at each
-    side or all of it where the file system cannot, is left to go through the cache.
+    side or all of it where the file system refuses, is left to go through the cache.
 
   Raises:
     OSError: the disk refuses.
   """
-  begin = -position % BLOCK_BYTES
+  at = begin = -position % BLOCK_BYTES
   end = len(view) - (position + len(view)) % BLOCK_BYTES
-  if not _DIRECT or len(view) < LEAST_BYTES:
-    return 0, 0
-  try:
-    fd = os.open(path, os.O_WRONLY | _DIRECT)
-  except OSError as error:
-    if error.errno not in _REFUSED:
-      raise
-    return 0, 0
-  at = begin
   try:
     while at < end:
       done = _write_chunk(fd, view[at : min(at + _CHUNK_BYTES, end)], position + at)
@@ -53,9 +53,7 @@ def write_blocks(
   except OSError as error:
     if error.errno not in _REFUSED:
       raise
-  finally:
-    os.close(fd)
-  return begin, at
+  return (begin, at) if at > begin else (0, 0)
 
 
 def _write_chunk(fd: int, view: memoryview, position: int) -> int:
@@ -67,7 +65,8 @@ def _write_chunk(fd: int, view: memoryview, position: int) -> int:
 
 
 def _aligned_copy() -> memoryview:
-  """This thread's buffer of _CHUNK_BYTES."""
+  """This thread's buffer of _CHUNK_BYTES; private, so that a fork has its own."""
   if not hasattr(_own, 'buffer'):
-    _own.buffer = memoryview(mmap.mmap(-1, _CHUNK_BYTES))
+    kind = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    _own.buffer = memoryview(mmap.mmap(-1, _CHUNK_BYTES, flags=kind))
   return _own.buffer

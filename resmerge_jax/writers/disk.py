@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from resmerge_jax.writers.direct import write_blocks
+from resmerge_jax.writers.direct import LEAST_BYTES, open_direct, write_blocks
 
 Buffer = bytes | bytearray | memoryview | np.ndarray
 CHUNK_BYTES = 4 * 2**20  # of one read; small beside any step
-KEPT_OPEN = 256  # a process may often have no more than 1024 files open
+KEPT_OPEN = 128  # twice each; a process may often have no more than 1024 files open
 _CRC_POLYNOMIAL = 0xEDB88320  # of CRC-32, lowest power in the highest bit
 _sync_data = getattr(os, 'fdatasync', os.fsync)  # macOS has no fdatasync
 
@@ -22,11 +22,16 @@ class OpenFiles:
   """Files to write into: some stay open, the others are opened for each use.
 
   Thousands may be more than a process may have open; to open one takes microseconds.
+
+  Args:
+    direct: large writes into files that stay open go past the page cache, if they can.
   """
 
-  def __init__(self) -> None:
+  def __init__(self, direct: bool) -> None:
+    self._direct = direct
     self._paths: dict[str, pathlib.Path] = {}
     self._fds: dict[str, int] = {}
+    self._direct_fds: dict[str, int | None] = {}
 
   def __iter__(self) -> Iterator[str]:
     return iter(self._paths)
@@ -38,6 +43,7 @@ class OpenFiles:
     self._paths[name] = path
     if len(self._fds) < KEPT_OPEN:
       self._fds[name] = fd
+      self._direct_fds[name] = open_direct(fd) if self._direct else None
     else:
       os.close(fd)
 
@@ -55,15 +61,20 @@ class OpenFiles:
 
   def write(self, name: str, view: memoryview, position: int) -> None:
     """Writes bytes of a file; any thread may. Raises OSError."""
-    begin, end = write_blocks(self._paths[name], view, position)
+    begin, end, direct_fd = 0, 0, self._direct_fds.get(name)
+    if direct_fd is not None and len(view) >= LEAST_BYTES:
+      begin, end = write_blocks(direct_fd, view, position)
     with self.opened(name) as fd:
       write_all(fd, view[:begin], position)
       write_all(fd, view[end:], position + end)
 
   def close(self) -> None:
     self._paths.clear()
-    while self._fds:
-      os.close(self._fds.popitem()[1])
+    for fds in (self._fds, self._direct_fds):
+      while fds:
+        fd = fds.popitem()[1]
+        if fd is not None:
+          os.close(fd)
 
 
 def reserve(fd: int, n_bytes: int) -> None:
@@ -128,12 +139,6 @@ def crc_of_range(fd: int, begin: int, end: int) -> int | None:
       return None
     crc, begin = zlib.crc32(buffer[:n_read], crc), begin + n_read
   return crc
-
-
-def forget(fd: int) -> None:
-  """Drops what was read of a file, and ahead, before it is written past the cache."""
-  if hasattr(os, 'posix_fadvise'):  # macOS has none
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def crc_of_file(path: pathlib.Path) -> int:

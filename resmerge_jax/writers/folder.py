@@ -18,7 +18,6 @@ from resmerge_jax.writers.disk import (
   OpenFiles,
   as_bytes,
   crc_of_range,
-  forget,
   joined_crc,
   reserve,
   sync_file,
@@ -80,7 +79,8 @@ class FolderWriter:
     self._layout = layout
     self._overwrite = overwrite
     self._new = new_path(self.output)
-    self._files = OpenFiles()
+    # A mounted object store, for which whole files are, may send a file at each close.
+    self._files = OpenFiles(direct=own_files is None)
     self._spans: dict[str, list[Span]] = {name: [] for name in layout.where}
     self._lock_fd = lock_fd
     with self._explained(f'output {output} cannot be prepared'):
@@ -157,9 +157,7 @@ class FolderWriter:
     with self._explained(what):
       try:
         with path.open('rb') as file:
-          crc = crc_of_range(file.fileno(), begin, end)
-          forget(file.fileno())
-          return crc == span.crc
+          return crc_of_range(file.fileno(), begin, end) == span.crc
       except FileNotFoundError:
         return False
 

@@ -272,6 +272,13 @@ def test_the_hub_tells_what_is_wrong(tmp_path, monkeypatch):
     (['maths/step_4', 'code/step_4'], ['maths', 'code']),
     (['/r/maths/1/bf16', '/r/code/1/bf16', 'base'], ['maths', 'code', None]),
     (['a/x', 'b/x', 'c/y', 'd/y'], ['a', 'b', 'c', 'd']),
+    (['r/a/x', 'r/b/x', 's/a/y', 's/b/y'], [None] * 4),  # a twice, r twice
+    (['a/x', 'b/x', 'old/a'], [None] * 3),
+    (['/x', '/a/x'], [None, None]),
+    (['../x', 'a/x'], [None, None]),
+    (['~/x', '/data/x'], [None, None]),
+    (['gs://k/x', 's3://k/x'], [None, None]),
+    (['hf://o/n', 'hf://p/n@refs/pr/2'], ['o', 'p']),
     (['a/x', 'b/a/x', 'c/a/x'], [None] * 3),  # one of them has too few names
     (['gs://k/a/x', 's3://k/b/x', pathlib.Path('c/x')], ['a', 'b', 'c']),
     (['a/x', 'a/x'], [None, None]),

@@ -12,12 +12,15 @@ import resmerge_jax
 from resmerge_jax.config import config_from
 from resmerge_jax.errors import InputError
 from resmerge_jax.methods.iso import IsoC
+from resmerge_jax.methods.iso_cts import IsoCts
+from resmerge_jax.methods.table import method_of
 from resmerge_jax.methods.tsv import Tsv
 from resmerge_jax.parameters import make_method
 from resmerge_jax.pipeline.prepare import prepare
 from resmerge_jax.pipeline.sweep import merge_sweep
 from resmerge_jax.plan.report import describe_plan
 from tests import adapters, folders, groups, resumes
+from tests.oracles import spectral
 
 ROWS, COLS, LAYERS = 80, 64, 2  # short sides whose models solve fast
 UP, Q = 'model.layers.{}.mlp.up_proj', 'model.layers.{}.self_attn.q_proj'
@@ -283,8 +286,8 @@ def test_methods_of_whole_spectra_warn_of_small_ranks(adapter_group, tmp_path):
   warning = (
     'IsoC is ill-posed on 4 matrices that LoRA adapters change, such as '
     f'{UP.format(0)}.weight (6 directions of 64 in all): directions that no update has '
-    'get weight, and rounding decides which; merge these adapters by another method '
-    '(resmerge, task_arithmetic)'
+    'get no weight, so that the update is shorter than the method means it to be; '
+    'another method (resmerge, task_arithmetic) has no such rule'
   )
   assert found(IsoC(), small) == [warning]
   (tsv,) = found(Tsv(), small)  # the second has no update of layer 0
@@ -294,6 +297,34 @@ def test_methods_of_whole_spectra_warn_of_small_ranks(adapter_group, tmp_path):
   full = adapters.write(tmp_path / 'full', lora(4, 64), r=64)
   assert found(IsoC(), (*small, full)) == []
   assert found(Tsv(), (full,)) == []
+
+
+@pytest.mark.parametrize('method', [IsoC(), Tsv(), IsoCts()])
+def test_rounded_products_give_whole_spectra_no_directions(
+  adapter_group, tmp_path, method
+):
+  """What float32 leaves of a product beside its rank is smaller than 1e-6 of it."""
+  group = adapter_group._replace(experts=adapter_group.experts[::2])
+  merged = groups.merge(group, tmp_path / 'out', method=method, **FLOAT32).output
+  base = float32(BASE)
+  for name in (f'{UP.format(0)}.weight', f'{Q.format(1)}.weight'):
+    parts = [
+      spectral.thin_svd(adapters.merged(BASE, EXPERTS[expert])[name] - base[name])
+      for expert in ('e0', 'e2')
+    ]
+    u, sigma, v = (np.hstack([part[i][..., :6] for part in parts]) for i in range(3))
+    short = min(base[name].shape)
+    whole = spectral.thin_svd(u * sigma @ v.T)
+    want = {
+      'iso_c': whole[1].sum() / short * whole[0][:, :12] @ whole[2][:, :12].T,
+      'tsv': spectral.polar(u) * sigma @ spectral.polar(v).T,
+      # All 12 directions are common ones, and none is left to an expert.
+      'iso_cts': whole[1].sum() / short * whole[0][:, :12] @ whole[2][:, :12].T,
+    }[method_of(method).name]
+    got = groups.load(merged)[name] - base[name]
+    assert np.linalg.norm(got - want) <= 2e-5 * np.linalg.norm(want)
+  branches = {r['name']: r.get('branch') for r in groups.records(merged)}
+  assert branches[f'{UP.format(0)}.weight'] == 'ill_posed'
 
 
 def test_nan_in_factors_is_named(adapter_group, tmp_path):
