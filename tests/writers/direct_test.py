@@ -204,6 +204,14 @@ def test_a_merge_has_the_same_bytes(group, tmp_path, counted, output_format):
   assert found.keys() == want.keys()
 
 
+def test_whole_files_go_through_the_cache(group, tmp_path, monkeypatch):
+  """Mounted object stores may send a file whenever a descriptor of it is closed."""
+  monkeypatch.setattr(disk, 'LEAST_BYTES', 1)
+  monkeypatch.setattr(disk, 'open_direct', None)  # not called
+  merged = groups.merge(group, tmp_path / 'out', whole_files=True).output
+  assert groups.load(merged).keys() == groups.load(group.base).keys()
+
+
 PATCHED = """
 from resmerge_jax.cli import merge
 from resmerge_jax.writers import disk
