@@ -28,7 +28,8 @@ ALLOWED = {
   'plan': GROUND | {'checkpoint', 'trees'},
   'writers': FILES,
   'parameters': NUMERIC,
-  'config': NUMERIC | FILES | {'parameters'},
+  'config_checks': NUMERIC | FILES,
+  'config': NUMERIC | FILES | {'config_checks', 'parameters'},
   'sweep_settings': GROUND | {'config'},
   'mergekit_yaml': NUMERIC | FILES | {'config', 'parameters'},
   'synthetic': GROUND | {'checkpoint'},
@@ -39,9 +40,9 @@ ALLOWED = {
   'scores': {'errors'},
   'diagnostics': NUMERIC | FILES | {'config', 'parameters', 'pipeline', 'writers'},
   'report': GROUND | {'diagnostics'},
-  'pipeline': NUMERIC | FILES | {'config', 'parameters', 'writers'},
+  'pipeline': NUMERIC | FILES | {'config', 'config_checks', 'parameters', 'writers'},
   'cli': NUMERIC | FILES
-  | {'config', 'parameters', 'writers', 'pipeline', 'synthetic', 'adarank', 'bench', 'lab', 'mergekit_yaml', 'scores', 'diagnostics', 'sweep_settings', 'report', '__init__'},
+  | {'config', 'config_checks', 'parameters', 'writers', 'pipeline', 'synthetic', 'adarank', 'bench', 'lab', 'mergekit_yaml', 'scores', 'diagnostics', 'sweep_settings', 'report', '__init__'},
 }  # fmt: skip
 NEVER = {'torch', 'transformers', 'mergekit', 'matplotlib'}
 REMOTE = {'tensorstore', 'fsspec', 'huggingface_hub'}  # loaded for an address only

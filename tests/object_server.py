@@ -12,7 +12,7 @@ import pathlib
 import re
 import threading
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
@@ -86,6 +86,7 @@ def version_of(file: pathlib.Path) -> int:
 class _Handler(http.server.BaseHTTPRequestHandler):
   protocol_version = 'HTTP/1.1'
   wbufsize = -1  # header and body leave together
+  answer: Callable[..., None]  # each store's own: parts of the path, query
 
   @property
   def store(self) -> Server:
@@ -100,9 +101,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     self.answer([urllib.parse.unquote(p) for p in url.path.split('/')[1:]], query)
 
   do_HEAD = do_GET
-
-  def answer(self, parts: list[str], query: dict[str, str]) -> None:
-    raise NotImplementedError
 
   def faulty(self, file: str) -> bool:
     """Sends the next fault that is for this file."""

@@ -137,10 +137,7 @@ def scheme_of(path: str | os.PathLike) -> str | None:
 
 def folder_name(path: str | os.PathLike) -> str:
   """The last part of a path or address, without the revision."""
-  text = os.fspath(path)
-  if scheme_of(path) == 'hf':
-    text = text.partition('@')[0]
-  return pathlib.PurePath(text).name
+  return _without_revision(path).name
 
 
 def telling_names(paths: Sequence[str | os.PathLike]) -> tuple[str | None, ...]:
@@ -161,11 +158,13 @@ def telling_names(paths: Sequence[str | os.PathLike]) -> tuple[str | None, ...]:
 
 def _named_parts(path: str | os.PathLike) -> list[str]:
   """The parts of a path or address from the last on, up to one that is no name."""
-  text = os.fspath(path)
-  if scheme_of(path) == 'hf':
-    text = text.partition('@')[0]
-  parts = reversed(pathlib.PurePath(text).parts)
+  parts = reversed(_without_revision(path).parts)
   return list(itertools.takewhile(lambda part: not _NO_NAME.fullmatch(part), parts))
+
+
+def _without_revision(path: str | os.PathLike) -> pathlib.PurePath:
+  text = os.fspath(path)
+  return pathlib.PurePath(text.partition('@')[0] if scheme_of(path) == 'hf' else text)
 
 
 def check_local(path: str | os.PathLike, what: str) -> None:

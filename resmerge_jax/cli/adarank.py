@@ -32,7 +32,7 @@ import time
 
 from absl import flags
 
-from resmerge_jax.cli.app import no_arguments, run_app
+from resmerge_jax.cli.app import define_expert_ids, no_arguments, run_app
 from resmerge_jax.cli.runtime import keep_jit_programs
 from resmerge_jax.errors import InputError
 from resmerge_jax.sizes import parse_size
@@ -104,11 +104,7 @@ def _check_places(output: pathlib.Path, curve: pathlib.Path) -> None:
 def _define_flags(argv: list[str]) -> list[str]:
   flags.DEFINE_string('base', None, 'folder of the base model')
   flags.DEFINE_list('experts', None, 'folders of the experts, comma-separated')
-  flags.DEFINE_list(
-    'expert_ids',
-    None,
-    'ids of the experts (default: the names of their folders, or of those above them that tell them apart)',
-  )
+  define_expert_ids()
   flags.DEFINE_string(
     'prompts', None, 'file of lines with "expert" and "text" or "ids"'
   )

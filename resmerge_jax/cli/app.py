@@ -29,6 +29,16 @@ def no_arguments(argv: list[str]) -> None:
     )
 
 
+def define_expert_ids() -> None:
+  """Of commands that take --experts."""
+  flags.DEFINE_list(
+    'expert_ids',
+    None,
+    'ids of the experts (default: the names of their folders, or, where some are called '
+    'alike, of those above them that tell them apart)',
+  )
+
+
 def run_app(
   main: Callable[[list[str]], int | None],
   doc: str | None,

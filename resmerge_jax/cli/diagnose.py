@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags
 
-from resmerge_jax.cli.app import no_arguments
+from resmerge_jax.cli.app import define_expert_ids, no_arguments
 from resmerge_jax.cli.runtime import define_process_flags, keep_programs, run_merging
 from resmerge_jax.errors import InputError
 
@@ -209,16 +209,12 @@ def _group(text: str) -> Asked:
 
 
 def _define_flags(argv: list[str]) -> list[str]:
-  from resmerge_jax.config import EXTRA_POLICIES, MISSING_POLICIES, OUTPUT_DTYPES
+  from resmerge_jax.config_checks import EXTRA_POLICIES, MISSING_POLICIES, OUTPUT_DTYPES
 
   define_process_flags()
   flags.DEFINE_string('base', None, 'folder or address of the base model')
   flags.DEFINE_list('experts', None, 'those of the experts, comma-separated')
-  flags.DEFINE_list(
-    'expert_ids',
-    None,
-    'ids of the experts (default: the names of their folders, or of those above them that tell them apart)',
-  )
+  define_expert_ids()
   flags.DEFINE_multi_string(
     'group', None, 'LABEL=BASE,EXPERT,EXPERT; again for each group to compare'
   )

@@ -24,7 +24,8 @@ from absl import flags
 from resmerge_jax.checkpoint.remote import scheme_of
 from resmerge_jax.cli.app import no_arguments, run_app
 from resmerge_jax.cli.runtime import keep_programs
-from resmerge_jax.config import OUTPUT_DTYPES, MergeConfig, config_from
+from resmerge_jax.config import MergeConfig, config_from
+from resmerge_jax.config_checks import OUTPUT_DTYPES
 from resmerge_jax.errors import InputError
 from resmerge_jax.pipeline.merge import merge
 from resmerge_jax.pipeline.prepare import prepare

@@ -14,14 +14,14 @@ import ml_collections
 from absl import flags
 from ml_collections import config_dict, config_flags
 
+from resmerge_jax.cli.app import define_expert_ids
 from resmerge_jax.cli.config_file import bundled_configs, load_config, take
-from resmerge_jax.config import (
+from resmerge_jax.config import MergeConfig, config_from
+from resmerge_jax.config_checks import (
   EXTRA_POLICIES,
   MISSING_POLICIES,
   OUTPUT_DTYPES,
   VOCAB_POLICIES,
-  MergeConfig,
-  config_from,
 )
 from resmerge_jax.errors import InputError
 from resmerge_jax.methods.resmerge_params import FAMILY_SCALE
@@ -77,11 +77,7 @@ def _define_plain_flags() -> None:
   flags.DEFINE_list(
     'experts', None, 'folders or addresses of the experts, comma-separated'
   )
-  flags.DEFINE_list(
-    'expert_ids',
-    None,
-    'ids of the experts (default: the names of their folders, or of those above them that tell them apart)',
-  )
+  define_expert_ids()
   flags.DEFINE_string('output', None, 'folder to write; must not exist or be empty')
   flags.DEFINE_enum(
     'method', None, sorted(METHODS), "method, with its defaults (default: the config's)"

@@ -41,7 +41,8 @@ def tune_libraries() -> None:
   """
   settings = {MALLOC: ALLOCATION, PATIENCE: SHORTEST}
   if platform.libc_ver()[0] == 'glibc' and settings.keys() - os.environ.keys():
-    os.environ.update(settings | os.environ)
+    for name, value in settings.items():
+      os.environ.setdefault(name, value)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

@@ -80,7 +80,7 @@ def spectrum(
     return sigma_S[:count], vt_SxS[:count].T
 
   # Of directions this small a Gram matrix tells no more than that they are missing.
-  told = jnp.where(jnp.asarray(missing) > GRAM_NOISE, missing * top, 0.0)
+  told = jnp.where(missing > GRAM_NOISE, missing * top, 0.0)
   wanted_M = jnp.where(from_gram[0] > told, from_gram[0], jnp.inf)
   coarse = _error(top, wanted_M, 2) > MAX_ERROR
   sigma_M, v_SxM = jax.lax.cond(coarse, by_svd, lambda: from_gram)

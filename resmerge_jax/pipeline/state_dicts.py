@@ -9,15 +9,13 @@ import numpy as np
 from resmerge_jax.checkpoint.group import check_group
 from resmerge_jax.checkpoint.memory import MemoryReader, memory_checkpoint
 from resmerge_jax.config import (
-  check_choices,
-  check_experts,
-  check_rules,
   choose,
   make_posts,
   merge_rules,
   on_host,
   outside_of,
 )
+from resmerge_jax.config_checks import check_choices, check_experts, check_rules
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.parameters import make_method
 from resmerge_jax.pipeline.chips import device_facts

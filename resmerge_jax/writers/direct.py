@@ -12,9 +12,7 @@ import threading
 
 BLOCK_BYTES = max(4096, mmap.PAGESIZE)  # by which disks want offsets and addresses
 LEAST_BYTES = 2**20  # of one write, below which the cache is as good
-_CHUNK_BYTES = (
-  4 * 2**20
-)  # of one call; the copy before it stays in the processor's cache
+_CHUNK_BYTES = 4 * 2**20  # of one call; its copy stays in the processor's cache
 _DIRECT = getattr(os, 'O_DIRECT', 0)  # macOS has none
 _REFUSED = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS)
 _own = threading.local()

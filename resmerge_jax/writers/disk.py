@@ -31,7 +31,7 @@ class OpenFiles:
     self._direct = direct
     self._paths: dict[str, pathlib.Path] = {}
     self._fds: dict[str, int] = {}
-    self._direct_fds: dict[str, int | None] = {}
+    self._direct_fds: dict[str, int] = {}  # where there is one
 
   def __iter__(self) -> Iterator[str]:
     return iter(self._paths)
@@ -43,7 +43,8 @@ class OpenFiles:
     self._paths[name] = path
     if len(self._fds) < KEPT_OPEN:
       self._fds[name] = fd
-      self._direct_fds[name] = open_direct(fd) if self._direct else None
+      if self._direct and (direct_fd := open_direct(fd)) is not None:
+        self._direct_fds[name] = direct_fd
     else:
       os.close(fd)
 
@@ -61,9 +62,9 @@ class OpenFiles:
 
   def write(self, name: str, view: memoryview, position: int) -> None:
     """Writes bytes of a file; any thread may. Raises OSError."""
-    begin, end, direct_fd = 0, 0, self._direct_fds.get(name)
-    if direct_fd is not None and len(view) >= LEAST_BYTES:
-      begin, end = write_blocks(direct_fd, view, position)
+    begin, end = 0, 0
+    if name in self._direct_fds and len(view) >= LEAST_BYTES:
+      begin, end = write_blocks(self._direct_fds[name], view, position)
     with self.opened(name) as fd:
       write_all(fd, view[:begin], position)
       write_all(fd, view[end:], position + end)
@@ -72,9 +73,7 @@ class OpenFiles:
     self._paths.clear()
     for fds in (self._fds, self._direct_fds):
       while fds:
-        fd = fds.popitem()[1]
-        if fd is not None:
-          os.close(fd)
+        os.close(fds.popitem()[1])
 
 
 def reserve(fd: int, n_bytes: int) -> None:

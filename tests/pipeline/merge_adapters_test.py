@@ -11,50 +11,26 @@ import pytest
 import resmerge_jax
 from resmerge_jax.config import config_from
 from resmerge_jax.errors import InputError
-from resmerge_jax.methods.iso import IsoC
-from resmerge_jax.methods.iso_cts import IsoCts
-from resmerge_jax.methods.table import method_of
-from resmerge_jax.methods.tsv import Tsv
 from resmerge_jax.parameters import make_method
 from resmerge_jax.pipeline.prepare import prepare
 from resmerge_jax.pipeline.sweep import merge_sweep
 from resmerge_jax.plan.report import describe_plan
 from tests import adapters, folders, groups, resumes
-from tests.oracles import spectral
-
-ROWS, COLS, LAYERS = 80, 64, 2  # short sides whose models solve fast
-UP, Q = 'model.layers.{}.mlp.up_proj', 'model.layers.{}.self_attn.q_proj'
-EMBED = 'model.embed_tokens'
-FLOAT32 = {'output_dtype': 'float32'}
-
-
-def weights(dtype=ml_dtypes.bfloat16) -> dict[str, np.ndarray]:
-  rng = np.random.default_rng(0)
-  shapes = {f'{EMBED}.weight': (300, COLS), 'model.norm.weight': (COLS,)}
-  for layer in range(LAYERS):
-    shapes[f'{UP.format(layer)}.weight'] = (ROWS, COLS)
-    shapes[f'{Q.format(layer)}.weight'] = (COLS, COLS)
-  return {n: rng.normal(size=shape).astype(dtype) for n, shape in shapes.items()}
-
-
-BASE = weights()
-
-
-def lora(seed: int, rank: int = 6, layers=range(LAYERS), size: float = 0.02):
-  """Factors of two modules in each of `layers`."""
-  found = {}
-  for layer in layers:
-    for module in (UP, Q):
-      found |= adapters.factors(BASE, module.format(layer), rank, seed, size)
-  return found
-
-
-EXPERTS = {'e0': lora(1), 'e1': lora(2, 9, [1]), 'e2': lora(3)}
-RANKS = {'e0': 6, 'e1': 9, 'e2': 6}
-
-
-def float32(tensors):
-  return {name: value.astype(np.float32) for name, value in tensors.items()}
+from tests.lora_group import (
+  BASE,
+  COLS,
+  EMBED,
+  EXPERTS,
+  FLOAT32,
+  LAYERS,
+  ROWS,
+  UP,
+  Q,
+  float32,
+  lora,
+  write,
+  write_group,
+)
 
 
 @pytest.fixture(scope='module')
@@ -64,13 +40,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def adapter_group(place) -> groups.Group:
-  base = folders.write_folder(place / 'base', BASE)
-  return groups.Group(base, tuple(write(place / id, id) for id in EXPERTS))
-
-
-def write(path, id, **fields):
-  rank = RANKS[id]
-  return adapters.write(path, EXPERTS[id], r=rank, lora_alpha=2 * rank, **fields)
+  return write_group(place)
 
 
 @pytest.fixture(scope='module')
@@ -248,83 +218,6 @@ def test_vocabularies_of_different_size(adapter_group, tmp_path):
   want = (float32(BASE)[f'{EMBED}.weight'] + 1) / 2
   np.testing.assert_allclose(got[:300], want, rtol=1e-6, atol=1e-6)
   np.testing.assert_array_equal(got[300:], np.ones((10, COLS)))
-
-
-def test_ranks_that_resmerge_takes_away_are_warned_of(adapter_group, tmp_path):
-  one = adapters.write(tmp_path / 'one', lora(4, 1), r=1)
-  group = adapter_group._replace(experts=(one, adapter_group.experts[1]))
-  warning = (
-    "expert 'one': 4 of its 4 updates are of rank 1, and the method takes the leading 1 "
-    'off each update as its head (head_rank): nothing is left of them, such as '
-    f'{UP.format(0)}.weight; merge adapters of larger rank, or by another method '
-    '(task_arithmetic)'
-  )
-  plan = prepare(groups.config_of(group, tmp_path / 'x')).plan
-  assert [w for w in plan.warnings if 'head_rank' in w] == [warning]
-  for method, n in (
-    (resmerge_jax.ResMerge(head_rank=9), 2),  # and the other adapter, of rank 9
-    (resmerge_jax.ResMerge(backbone='none'), 0),
-    (groups.MEAN, 0),
-  ):
-    plan = prepare(groups.config_of(group, tmp_path / 'x', method=method)).plan
-    assert len([w for w in plan.warnings if 'head_rank' in w]) == n
-  merged = groups.merge(
-    adapter_group._replace(experts=(one,)), tmp_path / 'out', **FLOAT32
-  )
-  # as the warning says: rounding is all that is left
-  for name, value in groups.load(merged.output).items():
-    np.testing.assert_array_equal(value, float32(BASE)[name])
-
-
-def test_methods_of_whole_spectra_warn_of_small_ranks(adapter_group, tmp_path):
-  def found(method, experts) -> list[str]:
-    group = adapter_group._replace(experts=experts)
-    plan = prepare(groups.config_of(group, tmp_path / 'x', method=method)).plan
-    return [w for w in plan.warnings if 'ill-posed' in w]
-
-  small = adapter_group.experts[:2]
-  warning = (
-    'IsoC is ill-posed on 4 matrices that LoRA adapters change, such as '
-    f'{UP.format(0)}.weight (6 directions of 64 in all): directions that no update has '
-    'get no weight, so that the update is shorter than the method means it to be; '
-    'another method (resmerge, task_arithmetic) has no such rule'
-  )
-  assert found(IsoC(), small) == [warning]
-  (tsv,) = found(Tsv(), small)  # the second has no update of layer 0
-  assert tsv.startswith('Tsv is ill-posed on 4 matrices')
-  assert '.weight (rank 0 where 32 triplets of each are taken)' in tsv
-  assert found(groups.MEAN, small) == []
-  full = adapters.write(tmp_path / 'full', lora(4, 64), r=64)
-  assert found(IsoC(), (*small, full)) == []
-  assert found(Tsv(), (full,)) == []
-
-
-@pytest.mark.parametrize('method', [IsoC(), Tsv(), IsoCts()])
-def test_rounded_products_give_whole_spectra_no_directions(
-  adapter_group, tmp_path, method
-):
-  """What float32 leaves of a product beside its rank is smaller than 1e-6 of it."""
-  group = adapter_group._replace(experts=adapter_group.experts[::2])
-  merged = groups.merge(group, tmp_path / 'out', method=method, **FLOAT32).output
-  base = float32(BASE)
-  for name in (f'{UP.format(0)}.weight', f'{Q.format(1)}.weight'):
-    parts = [
-      spectral.thin_svd(adapters.merged(BASE, EXPERTS[expert])[name] - base[name])
-      for expert in ('e0', 'e2')
-    ]
-    u, sigma, v = (np.hstack([part[i][..., :6] for part in parts]) for i in range(3))
-    short = min(base[name].shape)
-    whole = spectral.thin_svd(u * sigma @ v.T)
-    want = {
-      'iso_c': whole[1].sum() / short * whole[0][:, :12] @ whole[2][:, :12].T,
-      'tsv': spectral.polar(u) * sigma @ spectral.polar(v).T,
-      # All 12 directions are common ones, and none is left to an expert.
-      'iso_cts': whole[1].sum() / short * whole[0][:, :12] @ whole[2][:, :12].T,
-    }[method_of(method).name]
-    got = groups.load(merged)[name] - base[name]
-    assert np.linalg.norm(got - want) <= 2e-5 * np.linalg.norm(want)
-  branches = {r['name']: r.get('branch') for r in groups.records(merged)}
-  assert branches[f'{UP.format(0)}.weight'] == 'ill_posed'
 
 
 def test_nan_in_factors_is_named(adapter_group, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import resmerge_jax
-from resmerge_jax.config import parse_mesh
+from resmerge_jax.config_checks import parse_mesh
 from resmerge_jax.errors import InputError
 from resmerge_jax.pipeline import loop
 from resmerge_jax.pipeline.staging import Staging

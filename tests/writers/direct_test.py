@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ import pytest
 from resmerge_jax.writers import direct, disk
 from resmerge_jax.writers.disk import OpenFiles
 from tests import groups, launches, resumes, several
+from tests.cli.merge_test import flags_of
 
 BLOCK = direct.BLOCK_BYTES
 
@@ -29,7 +31,9 @@ def path(tmp_path, monkeypatch):
 
 @pytest.fixture
 def direct_fd(path):
-  """Skips where the file system knows no such writes."""
+  """Where the file system knows no such writes (tmpfs before Linux 6.6, macOS), what
+  tests would look at does not happen.
+  """
   with path.open('rb+') as file:
     fd = direct.open_direct(file.fileno())
   if fd is None:
@@ -158,8 +162,9 @@ def test_forked_processes_do_not_share_a_buffer(tmp_path):
 
 
 @pytest.fixture
-def counted(monkeypatch) -> list[int]:
+def counted(direct_fd, monkeypatch) -> list[int]:
   """Bytes of each direct write, of which the smallest tensors have some now."""
+  del direct_fd
   real, found = disk.write_blocks, []
 
   def counting(*args):
@@ -167,7 +172,6 @@ def counted(monkeypatch) -> list[int]:
     found.append(end - begin)
     return begin, end
 
-  monkeypatch.setattr(disk, 'LEAST_BYTES', 1)
   monkeypatch.setattr(disk, 'write_blocks', counting)
   return found
 
@@ -222,9 +226,8 @@ merge.run()
 
 def test_two_processes_that_share_files_write_the_same_bytes(group, tmp_path):
   one = groups.merge(group, tmp_path / 'one', mesh=None, output_dtype='float32').output
-  experts = ','.join(map(str, group.experts))
-  flags = [f'--base={group.base}', f'--experts={experts}', '--output=two']
-  words = launches.joining(2, [*flags, '--mesh=row:2', '--output_dtype=float32'])
+  flags = [*flags_of(group, pathlib.Path('two')), '--output_dtype=float32']
+  words = launches.joining(2, [*flags, '--mesh=row:2'])
   for ended in launches.run(tmp_path / 'w', words, devices=1, script=PATCHED):
     assert ended.status == 0, ended.err
   merged = groups.load(tmp_path / 'w' / 'two')
