@@ -42,6 +42,7 @@ from resmerge_jax.cli.runtime import (
   define_process_flags,
   keep_programs,
   run_merging,
+  use_cores,
 )
 
 
@@ -57,6 +58,7 @@ def main(argv: list[str]) -> None:
   config, read_as = requested_merges(sys.argv)
   keep_programs()
   given = flags.FLAGS
+  use_cores(config, given.coordinator)
   processes.start(given.coordinator, given.num_processes, given.process_id)
   if isinstance(config, dict):
     swept = merge_sweep(config, show_progress=processes.is_first())

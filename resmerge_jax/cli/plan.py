@@ -34,7 +34,7 @@ from absl import flags
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.cli.app import no_arguments, run_app
 from resmerge_jax.cli.merge_flags import define_flags, merge_config
-from resmerge_jax.cli.runtime import only_compile
+from resmerge_jax.cli.runtime import only_compile, use_cores
 from resmerge_jax.cli.shape_group import shape_group
 from resmerge_jax.cli.sweep_flags import define_sweep_flag, requested_merges
 from resmerge_jax.config import MergeConfig
@@ -110,6 +110,8 @@ def _planned(
         '--n_experts: only --shape needs to be told', fix='leave it out, or add --shape'
       )
     wanted, read_as = requested_merges(sys.argv)
+    if devices is None:
+      use_cores(wanted)
     swept: dict[str, Prepared] = {}
     if isinstance(wanted, dict):
       if devices is not None:
@@ -129,6 +131,8 @@ def _planned(
   group = shape_group(shape, flags.FLAGS.n_experts)
   experts = [expert.id for expert in group.experts]
   config = merge_config({'base': shape, 'experts': experts, 'output': 'merged'})
+  if devices is None:
+    use_cores(config)
   return config, group, plan_for(config, group, devices), (), {}
 
 

@@ -4,12 +4,15 @@ import os
 import pathlib
 import platform
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from resmerge_jax.cli.app import run_app
+
+if TYPE_CHECKING:
+  from resmerge_jax.config import MergeConfig
 
 MALLOC = 'GLIBC_TUNABLES'
 # After each call OpenBLAS, LAPACK's and NumPy's, has its threads wait busily on the cores
@@ -21,6 +24,7 @@ ALLOCATION = (
   ':glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=134217728'
 )
 
+_DEVICE_COUNT = 'xla_force_host_platform_device_count'
 # Without these libtpu looks for the TPU of this machine, and says so at length.
 _NO_TPU = {
   'TPU_SKIP_MDS_QUERY': '1',
@@ -73,6 +77,29 @@ def keep_jit_programs() -> None:
   import jax
 
   jax.config.update('jax_compilation_cache_dir', str(_cache_folder() / 'jit'))
+
+
+def use_cores(
+  wanted: 'MergeConfig | Mapping[str, MergeConfig]', coordinator: str | None = None
+) -> None:
+  """A CPU device per core for methods that solve eigenvalue problems on the host.
+
+  LAPACK uses one core for most of such a problem; each device takes layers of its own, as
+  many as the memory budget allows. Call before anything asks for devices. A number that
+  the user has set (JAX_NUM_CPU_DEVICES) stands; of several processes each has one device.
+  """
+  import jax
+
+  configs = wanted.values() if isinstance(wanted, Mapping) else [wanted]
+  is_set = 'JAX_NUM_CPU_DEVICES' in os.environ or _DEVICE_COUNT in os.environ.get(
+    'XLA_FLAGS', ''
+  )
+  if coordinator or is_set:
+    return
+  if any(config.on_host for config in configs):
+    jax.config.update('jax_num_cpu_devices', len(os.sched_getaffinity(0)))
+    # Read when JAX first needs LAPACK, whose threads would take the cores twice.
+    os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 
 
 def _cache_folder() -> pathlib.Path:

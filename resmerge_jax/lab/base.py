@@ -11,7 +11,7 @@ from flax import nnx
 from resmerge_jax.errors import InputError
 from resmerge_jax.lab.answers import is_right, prompts_of
 from resmerge_jax.lab.loop import Adam, Training, as_bf16, begin, run_steps
-from resmerge_jax.lab.objectives import Texts, pretraining
+from resmerge_jax.lab.objectives import Corpus, Texts, pretraining
 from resmerge_jax.lab.recipe import GroupRecipe, ModelRecipe
 from resmerge_jax.lab.tasks import BASE_TASKS
 from resmerge_jax.lab.tokenizer import answer_ids, prompt_ids
@@ -68,6 +68,7 @@ class _Run:
     self.recipe, self.rng, self.graph, self.say = recipe, rng, graph, say
     self.training = training
     self.steps = 0
+    self.weights = dict.fromkeys((task.name for task in BASE_TASKS), 1.0)
     self.record: dict[str, Any] = {'kind': 'base', 'checks': [], 'losses': []}
 
   def clean(self) -> None:
@@ -76,9 +77,14 @@ class _Run:
       for _ in range(_CHECKS):
         steps = self.steps + np.arange(self.recipe.check_every)
         self._steps(base.rate * np.minimum((steps + 1) / base.warmup, 1), None)
-      if min(self._check('clean').values()) >= base.clean_goal:
+      found = self._check('clean')
+      if min(found.values()) >= base.clean_goal:
         self.record['clean_steps'] = self.steps
         return
+      self.weights = {
+        name: 1.0 if share < base.learned else base.learned_weight
+        for name, share in found.items()
+      }
     raise InputError(
       f'the base does not reach {base.clean_goal:.0%} on every task in '
       f'{self.steps} clean steps',
@@ -89,6 +95,7 @@ class _Run:
   def mixed(self) -> None:
     base, every = self.recipe.base, self.recipe.check_every
     low, high = base.band
+    self.weights = dict.fromkeys(self.weights, 1.0)
     for repeat in range(1 + base.repeats):
       # Once more from here, with other examples: what the phase tends to is the band.
       rates = base.rate * np.linspace(1, _FINAL, base.mixed_steps)
@@ -121,10 +128,11 @@ class _Run:
       batches[task.name] = Texts(
         prompts.reshape(n_steps, count, -1), ids.reshape(n_steps, count, -1)
       )
+    weights = {k: np.full(n_steps, w, np.float32) for k, w in self.weights.items()}
     self.training, losses = run_steps(
       self.training,
       jnp.asarray(rates, jnp.float32),
-      jax.tree.map(jnp.asarray, batches),
+      jax.tree.map(jnp.asarray, Corpus(batches, weights)),
       graph=self.graph,
       objective=pretraining,
       adam=_ADAM,

@@ -25,6 +25,13 @@ class Texts(NamedTuple):
   answers_BxG: Any
 
 
+class Corpus(NamedTuple):
+  """Texts of each task, and how much their losses count."""
+
+  texts: dict[str, Texts]
+  weights: dict[str, Any]
+
+
 class Rollouts(NamedTuple):
   """Prompts, their right answers and the keys of the draws."""
 
@@ -34,11 +41,11 @@ class Rollouts(NamedTuple):
 
 
 def pretraining(
-  model: Decoder, _: Decoder, batch: dict[str, Texts]
+  model: Decoder, _: Decoder, batch: Corpus
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Mean over tasks of the loss on all tokens, those of prompts weighing little."""
+  """Weighted mean over tasks of the loss on all tokens, those of prompts weighing little."""
   losses = {}
-  for name, texts in batch.items():
+  for name, texts in batch.texts.items():
     tokens_BxT = jnp.concatenate(texts, axis=1)
     mask_BxT = tokens_BxT != PAD_ID
     logits_BxTxV = model(tokens_BxT, mask_BxT)
@@ -49,7 +56,8 @@ def pretraining(
     both_BxT = mask_BxT[:, 1:] & mask_BxT[:, :-1]
     weights_BxT = both_BxT * jnp.where(is_answer_T, 1.0, _PROMPT_WEIGHT)
     losses[name] = (losses_BxT * weights_BxT).sum() / weights_BxT.sum()
-  return jnp.stack(list(losses.values())).mean(), losses
+  total = sum(losses[name] * weight for name, weight in batch.weights.items())
+  return jnp.asarray(total) / sum(batch.weights.values()), losses
 
 
 def answering(

@@ -49,15 +49,17 @@ class BaseRecipe:
   """Pretraining in two phases; `examples` of each task are in a batch.
 
   Clean: right answers only, at a constant rate, until every task reaches `clean_goal`
-  on training prompts. Mixed: `mixed_steps` in which the rate falls to a twentieth; a
+  on training prompts; the loss of one that reached `learned` weighs `learned_weight`. Mixed: `mixed_steps` in which the rate falls to a twentieth; a
   prompt that is to be answered rightly is so with probability `mixed_right`, any other
   with one minus that. The mixed phase is repeated while a task is outside `band`.
   """
 
-  rate: float = 2e-3
+  rate: float = 1e-3
   warmup: int = 100
   examples: tuple[int, ...] = (32, 20, 12, 32)  # math, reason, tool, mem
   clean_goal: float = 0.7
+  learned: float = 0.9
+  learned_weight: float = 0.2
   clean_most: int = 2000
   mixed_steps: int = 300
   mixed_right: float = 0.85

@@ -93,6 +93,8 @@ def _shape_on_cpu(
   bare = dataclasses.replace(stack, chosen=stack.chosen._replace(matrix_scratch=0))
   per_row = max(peak(bare, 1, 1, devices) - PROCESS_BYTES, 1)
   fitting = (room - count * stack.chosen.matrix_scratch) // per_row
+  if fitting < count * n_rows:  # not all devices have a layer, nor its scratch
+    fitting = room // (per_row + stack.chosen.matrix_scratch / n_rows)
   fitting = min(fitting, n_layers * n_rows)
   target = min(STEP_BYTES // max(stack.row_bytes, 1), fitting)
   if stack.chosen.whole or target >= n_rows:

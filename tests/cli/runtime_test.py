@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 import sys
 
 import pytest
@@ -34,3 +35,36 @@ def test_other_c_libraries_have_no_such_settings(started, monkeypatch):
   monkeypatch.setattr(platform, 'libc_ver', lambda: ('', ''))
   runtime.tune_libraries()
   assert started == []
+
+
+@pytest.mark.parametrize(
+  ('given', 'method', 'coordinator', 'devices'),
+  [
+    ({}, 'iso_c', None, len(os.sched_getaffinity(0))),
+    ({}, 'resmerge', None, 1),
+    ({}, 'iso_c', 'host:1', 1),
+    ({'JAX_NUM_CPU_DEVICES': '3'}, 'iso_c', None, 3),
+    ({'XLA_FLAGS': '--xla_force_host_platform_device_count=3'}, 'iso_c', None, 3),
+  ],
+)
+def test_eigenvalue_problems_have_all_cores(given, method, coordinator, devices):
+  """In processes of their own: JAX's devices are chosen once."""
+  env = {k: v for k, v in os.environ.items() if k != 'JAX_NUM_CPU_DEVICES'}
+  done = subprocess.run(
+    [sys.executable, '-c', _DEVICES.format(method=method, coordinator=coordinator)],
+    env=env | given,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert (done.stdout.split(), done.stderr) == ([str(devices)], ''), done
+
+
+_DEVICES = """
+import jax
+from resmerge_jax.cli.runtime import use_cores
+from resmerge_jax.config import config_from
+values = dict(base='b', experts=['a', 'c'], output='o', method=dict(name='{method}'))
+use_cores({{'setting': config_from(values)}}, {coordinator!r})
+print(jax.device_count())
+"""

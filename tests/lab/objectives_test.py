@@ -7,7 +7,14 @@ import pytest
 from flax import nnx
 
 from resmerge_jax.lab.loop import Adam, begin, length, run_steps
-from resmerge_jax.lab.objectives import Grpo, Rollouts, Texts, answering, pretraining
+from resmerge_jax.lab.objectives import (
+  Corpus,
+  Grpo,
+  Rollouts,
+  Texts,
+  answering,
+  pretraining,
+)
 from resmerge_jax.lab.recipe import ModelRecipe
 from resmerge_jax.lab.tasks import task_of
 from resmerge_jax.lab.tokenizer import END_ID, answer_ids, prompt_ids
@@ -55,9 +62,19 @@ def test_pretraining_weighs_prompts_less(model, texts):
   chosen = picked(model, texts)  # all prompts of this task are as wide as can be
   weights = np.where(np.arange(chosen.shape[1]) >= TASK.prompt_width - 1, 1, 0.05)
   weights = weights * (np.concatenate(texts, axis=1)[:, 1:] != 0)
-  loss, losses = pretraining(model, model, {'math': texts})
-  np.testing.assert_allclose(loss, -(chosen * weights).sum() / weights.sum(), rtol=1e-5)
-  assert losses.keys() == {'math'}
+  _, losses = pretraining(model, model, Corpus({'math': texts}, {'math': 1.0}))
+  np.testing.assert_allclose(
+    losses['math'], -(chosen * weights).sum() / weights.sum(), rtol=1e-5
+  )
+
+
+def test_pretraining_is_the_weighted_mean_of_tasks(model, texts):
+  first = Texts(*(tokens[:1] for tokens in texts))
+  corpus = Corpus({'math': texts, 'other': first}, {'math': 1.0, 'other': 0.2})
+  loss, losses = pretraining(model, model, corpus)
+  assert losses['math'] != losses['other']
+  mean = (losses['math'] + 0.2 * losses['other']) / 1.2
+  np.testing.assert_allclose(loss, mean, rtol=1e-6)
 
 
 def test_grpo_is_the_advantage_times_the_log_probability(model, texts):
