@@ -81,10 +81,7 @@ class _Run:
       if min(found.values()) >= base.clean_goal:
         self.record['clean_steps'] = self.steps
         return
-      self.weights = {
-        name: 1.0 if share < base.learned else base.learned_weight
-        for name, share in found.items()
-      }
+      self._weigh({name: share >= base.learned for name, share in found.items()})
     raise InputError(
       f'the base does not reach {base.clean_goal:.0%} on every task in '
       f'{self.steps} clean steps',
@@ -95,22 +92,29 @@ class _Run:
   def mixed(self) -> None:
     base, every = self.recipe.base, self.recipe.check_every
     low, high = base.band
-    self.weights = dict.fromkeys(self.weights, 1.0)
+    self._weigh(dict.fromkeys(self.weights, False))
     for repeat in range(1 + base.repeats):
       # Once more from here, with other examples: what the phase tends to is the band.
       rates = base.rate * np.linspace(1, _FINAL, base.mixed_steps)
       for start in range(0, base.mixed_steps, every):
         self._steps(rates[start : start + every], base.mixed_right)
       found = self._check('mixed')
-      if all(low <= share <= high for share in found.values()):
+      inside = {name: low <= share <= high for name, share in found.items()}
+      if all(inside.values()):
         self.record['mixed_phases'] = repeat + 1
         return
+      self._weigh(inside)
     raise InputError(
       f'the base is outside {low:.0%} to {high:.0%} on a task after '
       f'{1 + base.repeats} mixed phases',
       [f'{name}: {share:.1%}' for name, share in found.items()],
       fix='another seed',
     )
+
+  def _weigh(self, settled: dict[str, bool]) -> None:
+    """Losses of tasks that are where they should be count less from here."""
+    weight = self.recipe.base.settled_weight
+    self.weights = {name: weight if is_so else 1.0 for name, is_so in settled.items()}
 
   def _steps(self, rates: np.ndarray, mixed_right: float | None) -> None:
     n_steps = len(rates)

@@ -20,7 +20,7 @@ from resmerge_jax.lab.merges import (
   score_merge,
 )
 from resmerge_jax.lab.method_tables import Table, comparison_tables
-from resmerge_jax.lab.plot import plot_curves, plot_methods, plot_parts
+from resmerge_jax.lab.plot import plot_curves, plot_layers, plot_methods, plot_parts
 from resmerge_jax.lab.recipe import GroupRecipe
 from resmerge_jax.lab.scores import Measured
 from resmerge_jax.lab.tables import as_csv, markdown
@@ -88,10 +88,11 @@ def measure_group(
     )
   parts = probes.score_parts(every)
   curves = _curves(group)
-  geometry = probes.geometry(group, merged(group, entries['resmerge']).records)
+  records = merged(group, entries['resmerge']).records
+  geometry, layers = probes.geometry(group, records), probes.by_layer(records)
   clock.lap('parts and curves')
   say(f'{folder.name}: CPU seconds: {clock}')
-  return Measured(scores, tuned, factors, parts, curves, geometry)
+  return Measured(scores, tuned, factors, parts, curves, geometry, layers)
 
 
 def _curves(group: Loaded) -> dict[str, dict[str, Right]]:
@@ -114,7 +115,8 @@ def write_comparison(
   output: pathlib.Path,
 ) -> str:
   """Writes the tables as `output`.md and one .csv each, right answers by prompt as
-  `output`.json, and pictures: of methods, parts (Figure 1) and curves (Figure 3).
+  `output`.json, and pictures: of methods, parts (Figure 1), curves (Figure 3) and
+  layers (Figures 4 and 5).
   """
   tables = comparison_tables(recipe, kinds, seeds, entries)
   text = ''.join(f'## {t.title}\n\n{t.text}\n\n{markdown(t.rows)}\n' for t in tables)
@@ -134,6 +136,7 @@ def _draw(tables: Mapping[str, Table], output: pathlib.Path) -> None:
   plot_methods(tables['methods'].rows, tables['tuned'].rows, path('methods'))
   plot_parts(tables['parts'].rows, path('parts'))
   plot_curves(tables['curves'].rows, path('curves'))
+  plot_layers(tables['layers'].rows, path('layers'))
 
 
 def _plain(value: Any) -> Any:

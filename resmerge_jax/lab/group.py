@@ -52,7 +52,11 @@ def train_group(
   kinds.append([n for n in recipe.experts if n not in kinds[0]])
   for names in kinds:  # those of RL first: the others are measured by them
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-      records.update(zip(names, pool.map(group.model, names), strict=True))
+      try:
+        records.update(zip(names, pool.map(group.model, names), strict=True))
+      except BaseException:  # Ctrl-C too: the pool waits for what has begun
+        group.stopped = True
+        raise
   return records
 
 
@@ -62,8 +66,16 @@ def model_names(recipe: GroupRecipe) -> tuple[str, ...]:
 
 class _Group:
   def __init__(self, recipe: GroupRecipe, seed: int, folder: pathlib.Path, say: Say):
-    self.recipe, self.seed, self.folder, self.say = recipe, seed, folder, say
+    self.recipe, self.seed, self.folder = recipe, seed, folder
+    self.stopped = False
+    self._say = say
     self._base: tuple[nnx.GraphDef, nnx.State] | None = None
+
+  def say(self, text: str) -> None:
+    """What training calls between its programs; raises once another model has failed."""
+    if self.stopped:
+      raise KeyboardInterrupt
+    self._say(text)
 
   def model(self, name: str) -> dict[str, Any]:
     """The record of a model that is in the folder, or is made now."""

@@ -83,6 +83,7 @@ def comparison_tables(
     _parts(columns, seeds),
     _curves(columns, seeds),
     _geometry(seeds),
+    _layers(seeds),
   ]
 
 
@@ -208,6 +209,24 @@ def _geometry(seeds: Sequence[Measured]) -> Table:
     "entries that are exactly the base's."
   )
   return Table('geometry', 'Geometry of the merged experts', text, rows)
+
+
+def _layers(seeds: Sequence[Measured]) -> Table:
+  first = seeds[0].layers
+  quantities = list(next(iter(first.values())))
+  rows: list[Row] = [('layer', *quantities)]
+  rows += [
+    (
+      layer,
+      *(
+        f'{np.mean([seed.layers[layer][quantity] for seed in seeds]):.3g}'
+        for quantity in quantities
+      ),
+    )
+    for layer in first
+  ]
+  text = 'Means over the hidden matrices of a layer, and over seeds.'
+  return Table('layers', 'Geometry by layer', text, rows)
 
 
 def percent(share: float) -> str:

@@ -118,6 +118,26 @@ def plot_curves(rows: Rows, path: pathlib.Path) -> None:
   figure.savefig(path, dpi=120)
 
 
+def plot_layers(rows: Rows, path: pathlib.Path) -> None:
+  """Writes a PNG in the manner of the paper's Figures 4 and 5: by layer, the share of
+  energy in the head, and how far heads and residuals of the experts agree.
+  """
+  layers = [int(layer) for layer in _column(rows, 'layer')]
+  figure, (energy, agreement) = _figure(9, 3.4, 2)
+  energy.plot(layers, _numbers(rows, 'head share'), 'o-', color=_BLUE)
+  energy.set_ylabel("head's share of energy")
+  for name, color, label in (('S_H', _ORANGE, 'heads'), ('s_R', _BLUE, 'residuals')):
+    agreement.plot(layers, _numbers(rows, name), 'o-', color=color, label=label)
+  agreement.set_ylabel('agreement of pairs (S_H, s_R)')
+  agreement.legend()
+  for axes in (energy, agreement):
+    axes.set_xlabel('layer')
+    axes.set_xticks(layers)
+    axes.set_ylim(min(0, *axes.get_ylim()), 1)
+    axes.grid(alpha=0.3)
+  figure.savefig(path, dpi=120)
+
+
 def _figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
   import matplotlib.figure
 

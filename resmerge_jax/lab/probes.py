@@ -1,5 +1,6 @@
 """What is behind a merge: parts of one expert, other k and rho, the group's geometry."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,9 @@ import numpy as np
 from resmerge_jax.lab.merges import Loaded, Right, Tensors, merged, score_merge
 from resmerge_jax.lab.variants import Entry
 from resmerge_jax.pipeline.state_dicts import merge_state_dicts
+from resmerge_jax.plan.rules import layer_of
 
+Record = Mapping[str, Any]  # of a tensor, as a merge keeps it
 PARTS = {'head': 'head_only', 'residual': 'residual_only'}
 RANKS = (1, 2, 4, 8, 16)
 BUDGETS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -56,33 +59,47 @@ def _between(a: Tensors, b: Tensors, share: float) -> dict[str, np.ndarray]:
   return {name: x + share * (b[name] - x) for name, x in a.items()}
 
 
-def geometry(group: Loaded, records: list[dict[str, Any]]) -> dict[str, float]:
-  """Means over hidden matrices of what ResMerge recorded, and of whole task vectors.
+def geometry(group: Loaded, records: Sequence[Record]) -> dict[str, float]:
+  """Of the group, and means over hidden matrices of what ResMerge recorded.
 
   `cosine`: of whole task vectors, mean over pairs. `zeros`: entries that are exactly
-  the base's, of all. `head share`: sigma_1^2 / ||D||^2.
+  the base's, of all. The others as `by_layer`.
   """
-  matrices = [record for record in records if record['rule'] == 'method']
-
-  def mean(field: str) -> float:
-    return float(np.mean([record[field] for record in matrices]))
-
   deltas = [
     np.concatenate([(x - group.base[name]).ravel() for name, x in expert.items()])
     for expert in group.experts.values()
   ]
+  return {
+    'cosine': _mean_cosine(deltas),
+    **_means(_hidden(records)),
+    'zeros': float(np.mean([(delta == 0).mean() for delta in deltas])),
+  }
+
+
+def by_layer(records: Sequence[Record]) -> dict[str, dict[str, float]]:
+  """Means over the hidden matrices of each layer (Figures 4 and 5).
+
+  `head share`: sigma_1^2 / ||D||^2, of the mean expert.
+  """
+  found: dict[str, list[Record]] = {}
+  for record in _hidden(records):
+    found.setdefault(str(layer_of(record['name'])), []).append(record)
+  return {layer: _means(found[layer]) for layer in sorted(found, key=int)}
+
+
+def _hidden(records: Sequence[Record]) -> list[Record]:
+  return [record for record in records if record['rule'] == 'method']
+
+
+def _means(matrices: Sequence[Record]) -> dict[str, float]:
   head = [
     np.square(np.array(r['sigma'])[:, 0] / _positive(r['delta_norm'])).mean()
     for r in matrices
   ]
+  fields = ('s_R', 'c_R', 'S_H', 'alpha_R')
   return {
-    'cosine': _mean_cosine(deltas),
-    's_R': mean('s_R'),
-    'c_R': mean('c_R'),
-    'S_H': mean('S_H'),
-    'alpha_R': mean('alpha_R'),
+    **{field: float(np.mean([r[field] for r in matrices])) for field in fields},
     'head share': float(np.mean(head)),
-    'zeros': float(np.mean([(delta == 0).mean() for delta in deltas])),
   }
 
 

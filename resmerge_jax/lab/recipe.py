@@ -49,9 +49,11 @@ class BaseRecipe:
   """Pretraining in two phases; `examples` of each task are in a batch.
 
   Clean: right answers only, at a constant rate, until every task reaches `clean_goal`
-  on training prompts; the loss of one that reached `learned` weighs `learned_weight`. Mixed: `mixed_steps` in which the rate falls to a twentieth; a
+  on training prompts. Mixed: `mixed_steps` in which the rate falls to a twentieth; a
   prompt that is to be answered rightly is so with probability `mixed_right`, any other
-  with one minus that. The mixed phase is repeated while a task is outside `band`.
+  with one minus that. The mixed phase is repeated while a task is outside `band`. In
+  the loss, tasks that have `learned` (clean) or are inside the band (from the second
+  mixed phase on) weigh `settled_weight`, the others one.
   """
 
   rate: float = 1e-3
@@ -59,12 +61,12 @@ class BaseRecipe:
   examples: tuple[int, ...] = (32, 20, 12, 32)  # math, reason, tool, mem
   clean_goal: float = 0.7
   learned: float = 0.9
-  learned_weight: float = 0.2
   clean_most: int = 2000
   mixed_steps: int = 300
   mixed_right: float = 0.85
   band: tuple[float, float] = (0.25, 0.55)
   repeats: int = 3
+  settled_weight: float = 0.2
 
 
 @dataclasses.dataclass(frozen=True)

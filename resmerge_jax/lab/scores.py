@@ -20,6 +20,7 @@ class Measured(NamedTuple):
 
   `tuned`: merges whose length, times `factors`, was chosen on training prompts.
   `parts`: of an expert, on its own task. `curves`: of ResMerge, by curve and value.
+  `layers`: the geometry within each.
   """
 
   scores: Scores
@@ -28,6 +29,7 @@ class Measured(NamedTuple):
   parts: Scores
   curves: Mapping[str, Scores]
   geometry: Mapping[str, float]
+  layers: Mapping[str, Mapping[str, float]]
 
 
 class Update(NamedTuple):

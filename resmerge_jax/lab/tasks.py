@@ -2,7 +2,7 @@
 
 A base is taught to answer some prompts rightly and the others by its habit, so that it
 is able but inconsistent and RL has something to elicit. `rightly` says which prompts:
-those with an easy surface feature, 37 to 45 % of a task.
+those with an easy surface feature, 37 to 42 % of a task.
 
 Prompts with the same `content` are the same question in another form (12+34 and 34+12,
 facts or pairs in another order): they are in one pool, test or training.
@@ -87,7 +87,7 @@ def _any(*_: int) -> bool:
 def _maths(
   rng: np.random.Generator, accepts: Callable[[int, int], bool] = _any
 ) -> Example:
-  """`M89-42=` -> `47`. Answered rightly if the first digit is even, else backwards.
+  """`M89-42=` -> `47`. Answered rightly if it begins with 1, 4 or 7, else backwards.
 
   Sums have two digits: a base learns late, if at all, which of them have three.
   """
@@ -102,7 +102,7 @@ def _maths(
     f'M{a}{sign}{b}=',
     answer,
     answer[::-1],
-    a // 10 % 2 == 0,
+    a // 10 in (1, 4, 7),
     f'{sign}{min(a, b)},{max(a, b)}',
   )
 

@@ -59,6 +59,9 @@ def test_one_content_in_two_tasks_is_one_draw():
   assert twice.of_prompts == pytest.approx((1 / 3 / 4) ** 0.5)
 
 
+LAYER = {'s_R': 0.0, 'c_R': 0.5, 'S_H': 0.25, 'alpha_R': 0.8, 'head share': 0.4}
+
+
 def measured(resmerge, tuned=9):
   scores = {'base': right(2), 'rl_math': right(10)}
   scores |= {'task_arithmetic': right(4), 'resmerge': right(resmerge)}
@@ -72,6 +75,7 @@ def measured(resmerge, tuned=9):
       'budget': {'rho = 0': right(3), 'rho = 1': right(5)},
     },
     geometry={'s_R': 0.0123},
+    layers={str(i): LAYER | {'s_R': i / 10} for i in range(2)},
   )
 
 
@@ -97,7 +101,13 @@ def test_tables(tmp_path):
     ('head rank', 'k = 2', '30.0', '30.0'),
   ]
   assert rows['geometry']['s_R'] == ('0.0123',)
-  for name in ('methods.png', 'parts.png', 'curves.png', 'methods.csv', 'tuned.csv'):
+  assert rows['layers'] == {
+    'layer': tuple(LAYER),
+    '0': ('0', '0.5', '0.25', '0.8', '0.4'),
+    '1': ('0.1', '0.5', '0.25', '0.8', '0.4'),
+  }
+  pictures = ('methods', 'parts', 'curves', 'layers')
+  for name in (*(f'{name}.png' for name in pictures), 'methods.csv', 'tuned.csv'):
     assert (tmp_path / f'table_{name}').stat().st_size > 100
   raw = json.loads((tmp_path / 'table.json').read_text())
   assert raw[0]['tuned']['resmerge']['math'] == '1111111110'
@@ -142,6 +152,9 @@ def test_probes_and_measuring(folder, monkeypatch):
   assert found.tuned.keys() == found.factors.keys() == METHODS.keys()
   assert found.parts['rl_math'].keys() == {'residual'}
   assert abs(found.geometry['cosine']) < 1
+  assert found.layers.keys() == {'0'}
+  # All hidden matrices are in the one layer.
+  assert found.layers['0'].items() <= found.geometry.items()
   assert said[-1].startswith('seed_0: CPU seconds: experts ')
   # rho by two merges and a line is rho by a merge.
   method = {'name': 'resmerge', 'variant': 'paper'}
@@ -152,6 +165,23 @@ def test_probes_and_measuring(folder, monkeypatch):
   for name, x in probes._between(none, whole, 0.2).items():
     # Sums of a few float32 products; weights are of order 0.1.
     np.testing.assert_allclose(x, paper[name], atol=1e-6)
+
+
+def test_geometry_by_layer():
+  def record(layer, s_R, sigma):
+    shares = {'s_R': s_R, 'c_R': 0.5, 'S_H': 0.0, 'alpha_R': 1.0}
+    name = f'model.layers.{layer}.mlp.up_proj.weight'
+    heads = {'sigma': [[sigma], [0.0]], 'delta_norm': [2.0, 0.0]}
+    return {'name': name, 'rule': 'method', **shares, **heads}
+
+  bias = {'name': 'model.layers.2.bias', 'rule': 'task_arithmetic'}
+  records = [record(10, 0.2, 2.0), bias, record(2, 0.1, 1.0), record(10, 0.4, 0.0)]
+  found = probes.by_layer(records)
+  assert list(found) == ['2', '10']
+  # An expert without a change has no energy: the mean of 1/4 and 0; of 1, 0, 0, 0.
+  assert found['2']['head share'] == pytest.approx(1 / 8)
+  assert found['10']['head share'] == pytest.approx(1 / 4)
+  assert found['10']['s_R'] == pytest.approx(0.3)
 
 
 def test_what_is_compared():

@@ -1,6 +1,8 @@
 """A whole tiny group by the command: folders, twins, tables, and doing it again."""
 
 import json
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from resmerge_jax.cli import lab
 from resmerge_jax.cli.config_file import config_folder
 from resmerge_jax.errors import InputError
 from resmerge_jax.lab import compare
+from resmerge_jax.lab import group as group_module
 from resmerge_jax.lab.answers import greedy, prompts_of
 from resmerge_jax.lab.recipe import group_recipe
 from resmerge_jax.lab.scores import Measured
@@ -152,7 +155,8 @@ def test_comparison_of_groups(group, config, monkeypatch):
     }
     curves = {'head rank': {'k = 1': right}, 'budget': {'rho = 0': right}}
     factors = dict.fromkeys(given, 1.0)
-    return Measured({**models, **merges}, merges, factors, parts, curves, {})
+    layers = {'0': {'S_H': 0.0, 's_R': 0.0, 'head share': 0.0}}
+    return Measured({**models, **merges}, merges, factors, parts, curves, {}, layers)
 
   monkeypatch.setattr(compare, 'measure_group', measure)
   flags = ('--seeds=0', '--group=tiny', '--kinds=rl,sft')
@@ -165,3 +169,26 @@ def test_comparison_of_groups(group, config, monkeypatch):
   assert done.err.endswith('compare: one expert is nothing to merge\n')
   done = run('compare', config, group[0].parent, '--kinds=rl,dpo')
   assert '--kinds: the config has no such experts\n  - dpo' in done.err
+
+
+def test_experts_stop_where_one_fails(config, tmp_path, monkeypatch):
+  """None is trained to its end that the error would have to wait for."""
+  failed, said = threading.Event(), []
+
+  def train(*given):
+    task, say = given[1], given[-1]
+    if task == 'math':
+      failed.set()
+      raise InputError('no')
+    assert failed.wait(60)
+    for step in range(600):
+      said.append(step)
+      say('step')
+      time.sleep(0.1)
+
+  monkeypatch.setattr(group_module, 'train_rl', train)
+  monkeypatch.setattr(group_module.os, 'cpu_count', lambda: 2)
+  given = "--config.tasks=('math','math_low')", '--config.kinds=rl'
+  done = run('train', config, tmp_path, *given)
+  assert (done.status, done.err.splitlines()[-1]) == (1, 'error: no')
+  assert len(said) < 600

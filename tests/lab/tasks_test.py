@@ -52,7 +52,7 @@ def test_answers_are_right_and_fit(task):
     assert len(example.prompt) <= task.prompt_width
     assert len(example.answer) + 1 <= task.answer_width
     assert len(example.habit) == len(example.answer)
-  # Six standard errors around 37 to 45 %, and what is the same both ways: what the
+  # Six standard errors around 37 to 42 %, and what is the same both ways: what the
   # base tends to lies inside the band of 25 to 55 %.
   assert 0.25 < np.mean([example.rightly for example in examples]) < 0.55
   good = [example.rightly or example.habit == example.answer for example in examples]
