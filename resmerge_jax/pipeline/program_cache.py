@@ -21,6 +21,9 @@ from jax.experimental import serialize_executable
 
 from resmerge_jax.version import __version__
 
+MOST_BYTES = (
+  512 * 2**20
+)  # programs have up to one MB; those of other versions stay behind
 _folders: list[pathlib.Path] = []  # where programs are kept: none or one
 ARITHMETIC = (
   'diagnostics/statistics.py',
@@ -57,6 +60,8 @@ def cached(
   _initialise_lapack()
   try:
     serialized, in_tree, out_tree = pickle.loads(path.read_bytes())
+    with contextlib.suppress(OSError):
+      path.touch()  # it was used
     return serialize_executable.deserialize_and_load(
       serialized, in_tree, out_tree, devices[0].client, devices
     )
@@ -82,9 +87,21 @@ def _keep(path: pathlib.Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside.write_bytes(content)
     aside.replace(path)
+    _prune(path.parent)
   except OSError:
     with contextlib.suppress(OSError):
       aside.unlink(missing_ok=True)
+
+
+def _prune(folder: pathlib.Path) -> None:
+  """Removes what was not used for longest, beyond MOST_BYTES."""
+  found = [(file.stat(), file) for file in folder.iterdir()]
+  found.sort(key=lambda entry: entry[0].st_mtime, reverse=True)
+  total = 0
+  for state, file in found:
+    total += state.st_size
+    if total > MOST_BYTES:
+      file.unlink(missing_ok=True)
 
 
 def _digest(key: object, devices: Sequence[jax.Device]) -> str:

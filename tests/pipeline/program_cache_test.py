@@ -1,6 +1,8 @@
 """Programs from the cache do what compiled ones do, and bad files do no harm."""
 
+import os
 import pathlib
+import time
 from collections.abc import Iterator
 
 import jax
@@ -45,6 +47,23 @@ def test_a_program_is_compiled_once(folder: pathlib.Path):
   np.testing.assert_array_equal(first, [1, 2, 3, 4])
   np.testing.assert_array_equal(second, first)
   assert len(list(folder.iterdir())) == 1
+
+
+def test_programs_not_used_for_longest_are_removed(folder, monkeypatch):
+  compiler = Compiler()
+  for age, key in enumerate(('new', 'middle', 'old')):
+    ask(compiler, key)
+    (file,) = [f for f in folder.iterdir() if time.time() - f.stat().st_mtime < 500]
+    os.utime(file, (time.time() - 1000 * (age + 1),) * 2)
+  ask(compiler, 'old')  # from the folder: used now
+  assert compiler.count == 3
+  size = max(file.stat().st_size for file in folder.iterdir())
+  monkeypatch.setattr(program_cache, 'MOST_BYTES', int(3.5 * size))
+  ask(compiler, 'another')
+  assert (compiler.count, len(list(folder.iterdir()))) == (4, 3)
+  for key in ('another', 'old', 'new'):
+    ask(compiler, key)
+  assert compiler.count == 4
 
 
 def test_another_key_or_device_is_another_program(folder: pathlib.Path):
