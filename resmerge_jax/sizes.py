@@ -1,5 +1,6 @@
-"""Sizes as people write them: '2GiB', '5GB', '1048576'."""
+"""Sizes as people write them, '2GiB', '5GB', '1048576', and of the machine."""
 
+import os
 import re
 
 from resmerge_jax.errors import InputError
@@ -41,3 +42,10 @@ def format_size(n_bytes: float) -> str:
       return f'{n_bytes:.0f} B' if unit == 'B' else f'{n_bytes:.3g} {unit}'
     n_bytes /= 1024
   return f'{n_bytes:.3g} TiB'
+
+
+def cores() -> int:
+  """Cores that this process may use."""
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1

@@ -8,6 +8,7 @@ import platform
 import re
 from typing import Any
 
+from resmerge_jax.sizes import cores
 from resmerge_jax.version import __version__
 
 _PACKAGES = ('jax', 'jaxlib', 'numpy', 'ml_dtypes', 'mergekit', 'torch')
@@ -18,9 +19,7 @@ def facts() -> dict[str, Any]:
   return {
     'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
     'cpu': _cpu(),
-    'cores': len(os.sched_getaffinity(0))
-    if hasattr(os, 'sched_getaffinity')
-    else os.cpu_count(),
+    'cores': cores(),
     'memory_bytes': os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES'),
     'load_average': [round(load, 2) for load in os.getloadavg()],
     'system': platform.platform(),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from resmerge_jax.cli.app import run_app
+from resmerge_jax.sizes import cores
 
 if TYPE_CHECKING:
   from resmerge_jax.config import MergeConfig
@@ -97,7 +98,7 @@ def use_cores(
   if coordinator or is_set:
     return
   if any(config.on_host for config in configs):
-    jax.config.update('jax_num_cpu_devices', len(os.sched_getaffinity(0)))
+    jax.config.update('jax_num_cpu_devices', cores())
     # Read when JAX first needs LAPACK, whose threads would take the cores twice.
     os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
 

@@ -7,7 +7,6 @@ record.json says how they came about. NAME is base, rl_TASK, sft_TASK, sft_lengt
 import concurrent.futures
 import dataclasses
 import json
-import os
 import pathlib
 import time
 import zlib
@@ -27,6 +26,7 @@ from resmerge_jax.lab.tokenizer import tokenizer_files
 from resmerge_jax.models.decoder import Decoder
 from resmerge_jax.models.load import load_decoder
 from resmerge_jax.models.save import save_decoder
+from resmerge_jax.sizes import cores
 
 PRECISIONS = {'bf16': jnp.bfloat16, 'fp32': jnp.float32}
 RECORD = 'record.json'
@@ -51,7 +51,7 @@ def train_group(
   kinds = [[n for n, (k, _) in recipe.experts.items() if k == 'rl']]
   kinds.append([n for n in recipe.experts if n not in kinds[0]])
   for names in kinds:  # those of RL first: the others are measured by them
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
       try:
         records.update(zip(names, pool.map(group.model, names), strict=True))
       except BaseException:  # Ctrl-C too: the pool waits for what has begun

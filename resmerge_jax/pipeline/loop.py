@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +22,10 @@ from resmerge_jax.pipeline.turns import Turn
 from resmerge_jax.pipeline.work import Work
 from resmerge_jax.plan.stacks import Step
 from resmerge_jax.plan.step_sizes import STAGED
+from resmerge_jax.sizes import cores
 
 READ_THREADS = 2  # preadv and page-cache copies release the GIL; two saturate memory
-COMPILE_THREADS = (
-  len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 2
-)
+COMPILE_THREADS = cores()
 WAITS = ('read_wait', 'compile_wait', 'compute_wait', 'finish_wait')
 
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from resmerge_jax.cli import runtime
+from resmerge_jax.sizes import cores
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_other_c_libraries_have_no_such_settings(started, monkeypatch):
 @pytest.mark.parametrize(
   ('given', 'method', 'coordinator', 'devices'),
   [
-    ({}, 'iso_c', None, len(os.sched_getaffinity(0))),
+    ({}, 'iso_c', None, cores()),
     ({}, 'resmerge', None, 1),
     ({}, 'iso_c', 'host:1', 1),
     ({'JAX_NUM_CPU_DEVICES': '3'}, 'iso_c', None, 3),

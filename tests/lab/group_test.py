@@ -187,7 +187,7 @@ def test_experts_stop_where_one_fails(config, tmp_path, monkeypatch):
       time.sleep(0.1)
 
   monkeypatch.setattr(group_module, 'train_rl', train)
-  monkeypatch.setattr(group_module.os, 'cpu_count', lambda: 2)
+  monkeypatch.setattr(group_module, 'cores', lambda: 2)
   given = "--config.tasks=('math','math_low')", '--config.kinds=rl'
   done = run('train', config, tmp_path, *given)
   assert (done.status, done.err.splitlines()[-1]) == (1, 'error: no')
