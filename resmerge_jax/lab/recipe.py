@@ -65,7 +65,7 @@ class BaseRecipe:
   mixed_steps: int = 300
   mixed_right: float = 0.85
   band: tuple[float, float] = (0.25, 0.55)
-  repeats: int = 3
+  repeats: int = 5
   settled_weight: float = 0.2
 
 
