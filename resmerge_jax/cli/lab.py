@@ -127,11 +127,17 @@ def _compared(recipe: Any, output: pathlib.Path, say: Any) -> str:
 
 
 def _entries(n_experts: int) -> dict[str, Any]:
-  """What is compared; the paper's settings are the bundled configs without models."""
+  """What is compared; the paper's settings are the bundled configs of a single merge
+  without models.
+  """
   from resmerge_jax.lab.variants import comparison
 
   configs = {name: load_config(name) for name in bundled_configs()}
-  methods = {n: c.method.to_dict() for n, c in configs.items() if 'base' not in c}
+  methods = {
+    name: config.method.to_dict()
+    for name, config in configs.items()
+    if 'base' not in config and 'sweep' not in config
+  }
   return comparison(methods, n_experts)
 
 

@@ -191,8 +191,8 @@ def test_what_is_compared():
   assert (settings['ties'], settings['ties, default']) == ('A.2', 'authors')
   assert settings['retention'] == 'ours'
   assert settings['resmerge, no head'] == 'ablation'
-  # Those of two experts, of one, and probes.
-  assert not {'slerp', 'nearswap', 'head_only'} & settings.keys()
+  # Those of two experts, of one, probes, and sweeps.
+  assert not {'slerp', 'nearswap', 'head_only', 'ablations'} & settings.keys()
   assert 'slerp' in lab._entries(2)
   for entry in entries.values():
     assert entry.params is not None
