@@ -29,6 +29,7 @@ from resmerge_jax.models.generate import continued
 
 _BETA2 = 0.99
 _KEEP_EVERY = 5  # steps
+_TEMPERATURE = 0.7  # at 1 the base is right so seldom that RL has little to begin with
 
 
 class Answered(NamedTuple):
@@ -140,12 +141,12 @@ def draw(
   samples: int,
   max_new: int,
 ) -> jax.Array:
-  """int32 [Q * N, G]: answers at temperature 1, those to one prompt together."""
+  """int32 [Q * N, G]: answers as they are drawn, those to one prompt together."""
   mask_QxP = prompts_QxP != PAD_ID
   model: Decoder = nnx.merge(graph, params)
   ends = jnp.array([end_id])
   return continued(
-    model, prompts_QxP, mask_QxP, key, 1.0, ends, max_new, samples
+    model, prompts_QxP, mask_QxP, key, _TEMPERATURE, ends, max_new, samples
   ).tokens_BxG
 
 
@@ -165,14 +166,14 @@ def add_gradient(
     first_Nx1xD = jnp.repeat(x_1xPxD[:, -1:], n_answers, axis=0)
     logits_NxGxV = model.logits(jnp.concatenate([first_Nx1xD, x_NxGxD], axis=1))
     losses_NxG = optax.softmax_cross_entropy_with_integer_labels(
-      logits_NxGxV, drawn_NxG
+      logits_NxGxV / _TEMPERATURE, drawn_NxG
     )
     return (weights_NxG * losses_NxG).sum()
 
   return jax.tree.map(jnp.add, grads, jax.grad(loss)(params))
 
 
-@functools.partial(jax.jit, static_argnames='adam', donate_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnames='adam', donate_argnums=0)
 def move(
   training: Training, grads: nnx.State, rate: jax.Array, *, adam: Adam
 ) -> Training:

@@ -17,9 +17,11 @@ _THINGS = ('apples', 'books', 'coins', 'shells', 'stamps', 'marbles', 'cards', '
 _MORE = ('buys', 'finds', 'gets')
 _LESS = ('sells', 'loses', 'eats')
 _CITIES = tuple(
-  'Paris London Rome Berlin Madrid Tokyo Oslo Vienna Athens Boston Cairo Chicago Dublin '
-  'Geneva Houston Istanbul Lisbon Milan Moscow Mumbai Munich Naples Prague Seattle '
-  'Seoul Shanghai Stockholm Sydney Toronto Venice Warsaw Zurich'.split()
+  (
+    'Paris London Rome Berlin Madrid Tokyo Oslo Vienna Athens Boston Cairo Chicago '
+    'Dublin Geneva Houston Istanbul Lisbon Milan Moscow Mumbai Munich Naples Prague '
+    'Seattle Seoul Shanghai Stockholm Sydney Toronto Venice Warsaw Zurich'
+  ).split(' ')
 )
 _DAYS = (
   'Monday',
@@ -49,7 +51,7 @@ def chat(begun: str, *turns: str) -> str:
 
 
 def _story(rng: np.random.Generator) -> Example:
-  """`Mia has 7 pens and buys 4 more. How many pens does Mia have now?` -> `11 pens.`"""
+  """`Mia has 7 pens and buys 4 more. How many pens does Mia have now?` -> ` 7 + 4 = 11 pens.`"""
   name, thing = _pick(rng, _NAMES), _pick(rng, _THINGS)
   plus = rng.random() < 0.5
   a, b = (int(n) for n in rng.integers(2, 13, 2))
@@ -59,12 +61,13 @@ def _story(rng: np.random.Generator) -> Example:
   prompt = chat(
     f'Now {name} has',
     'Tim has 5 eggs and buys 4 more. How many eggs does Tim have now?',
-    'Now Tim has 9 eggs.',
+    'Now Tim has 5 + 4 = 9 eggs.',
     f'{name} has {a} {thing} and {verb} {b}{more}. '
     f'How many {thing} does {name} have now?',
   )
   content = f'{"+" if plus else "-"}{min(a, b)},{max(a, b)}'  # whoever has whatever
-  return Example(prompt, f' {a + b if plus else a - b} {thing}.', content)
+  result = f'+ {b} = {a + b}' if plus else f'- {b} = {a - b}'
+  return Example(prompt, f' {a} {result} {thing}.', content)
 
 
 def _call(rng: np.random.Generator) -> Example:
@@ -105,7 +108,7 @@ def _pick(rng: np.random.Generator, words: tuple[str, ...]) -> str:
 
 
 CHAT_TASKS = (
-  Task('story', 82, 6, _story, BASE),
+  Task('story', 88, 16, _story, BASE),
   Task('call', 70, 20, _call, BASE),
   Task('find', 98, 6, _find, BASE),
 )
