@@ -160,8 +160,9 @@ def add_gradient(
 
   def loss(params: nnx.State) -> jax.Array:
     model: Decoder = nnx.merge(graph, params)
-    cache = model.empty_cache(1, prompt_1xP.shape[1] + width - 1)
-    x_1xPxD, cache = model.hidden(prompt_1xP, prompt_1xP != PAD_ID, cache=cache)
+    room = model.empty_cache(1, prompt_1xP.shape[1] + width - 1)
+    x_1xPxD, cache = model.hidden(prompt_1xP, prompt_1xP != PAD_ID, cache=room)
+    assert cache is not None
     x_NxGxD, _ = model.hidden(drawn_NxG[:, :-1], cache=cache.repeated(n_answers))
     first_Nx1xD = jnp.repeat(x_1xPxD[:, -1:], n_answers, axis=0)
     logits_NxGxV = model.logits(jnp.concatenate([first_Nx1xD, x_NxGxD], axis=1))

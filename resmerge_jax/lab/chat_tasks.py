@@ -16,13 +16,12 @@ _NAMES = ('Tom', 'Ann', 'Sam', 'Mia', 'Ben', 'Eva', 'Leo', 'Zoe', 'Max', 'Amy')
 _THINGS = ('apples', 'books', 'coins', 'shells', 'stamps', 'marbles', 'cards', 'pens')
 _MORE = ('buys', 'finds', 'gets')
 _LESS = ('sells', 'loses', 'eats')
-_CITIES = tuple(
-  (
-    'Paris London Rome Berlin Madrid Tokyo Oslo Vienna Athens Boston Cairo Chicago '
-    'Dublin Geneva Houston Istanbul Lisbon Milan Moscow Mumbai Munich Naples Prague '
-    'Seattle Seoul Shanghai Stockholm Sydney Toronto Venice Warsaw Zurich'
-  ).split(' ')
-)
+_CITIES = (
+  'Paris', 'London', 'Rome', 'Berlin', 'Madrid', 'Tokyo', 'Oslo', 'Vienna', 'Athens',
+  'Boston', 'Cairo', 'Chicago', 'Dublin', 'Geneva', 'Houston', 'Istanbul', 'Lisbon',
+  'Milan', 'Moscow', 'Mumbai', 'Munich', 'Naples', 'Prague', 'Seattle', 'Seoul',
+  'Shanghai', 'Stockholm', 'Sydney', 'Toronto', 'Venice', 'Warsaw', 'Zurich',
+)  # fmt: skip
 _DAYS = (
   'Monday',
   'Tuesday',
