@@ -19,9 +19,12 @@ import numpy as np
 from flax import nnx
 
 from resmerge_jax.errors import InputError
+from resmerge_jax.lab import smollm2
 from resmerge_jax.lab.base import train_base
+from resmerge_jax.lab.chat_rl import train_chat_rl
 from resmerge_jax.lab.experts import train_rl, train_sft
 from resmerge_jax.lab.recipe import GroupRecipe
+from resmerge_jax.lab.resume import Kept
 from resmerge_jax.lab.tokenizer import tokenizer_files
 from resmerge_jax.models.decoder import Decoder
 from resmerge_jax.models.load import load_decoder
@@ -30,6 +33,7 @@ from resmerge_jax.sizes import cores
 
 PRECISIONS = {'bf16': jnp.bfloat16, 'fp32': jnp.float32}
 RECORD = 'record.json'
+STATE = 'training.npy'  # of an expert that is not finished
 Say = Callable[[str], None]
 
 
@@ -51,7 +55,9 @@ def train_group(
   kinds = [[n for n, (k, _) in recipe.experts.items() if k == 'rl']]
   kinds.append([n for n in recipe.experts if n not in kinds[0]])
   for names in kinds:  # those of RL first: the others are measured by them
-    with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
+    # A pretrained base is large: its steps use all cores and much of the memory.
+    at_once = 1 if recipe.pretrained else cores()
+    with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
       try:
         records.update(zip(names, pool.map(group.model, names), strict=True))
       except BaseException:  # Ctrl-C too: the pool waits for what has begun
@@ -91,12 +97,30 @@ class _Group:
       return record
     begun_s = time.perf_counter()
     rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
-    graph, params, record = self._trained(name, rng)
+    state = self.folder / name / STATE
+    if self.recipe.pretrained:
+      graph, params, record = self._from_pretrained(name, state, made_by)
+    else:
+      graph, params, record = self._trained(name, rng)
     record['seconds'] = round(time.perf_counter() - begun_s, 1)
     record['made_by'] = made_by
-    save_model(nnx.merge(graph, params), file.parent)
+    save_model(nnx.merge(graph, params), file.parent, self.recipe.pretrained)
     file.write_text(json.dumps(record, indent=1) + '\n')  # last: the model is complete
+    state.unlink(missing_ok=True)
     return record
+
+  def _from_pretrained(
+    self, name: str, state: pathlib.Path, made_by: dict[str, Any]
+  ) -> tuple[nnx.GraphDef, nnx.State, dict[str, Any]]:
+    if name == 'base':
+      return *nnx.split(smollm2.base()), {'kind': 'base'}
+    graph, base = nnx.split(load_decoder(self.folder / 'base/fp32'))
+    _, task = self.recipe.experts[name]
+    entropy = [self.seed, zlib.crc32(name.encode())]
+    made = train_chat_rl(
+      self.recipe, task, graph, base, entropy, Kept(state, made_by), self.say
+    )
+    return graph, *made
 
   def _trained(
     self, name: str, rng: np.random.Generator
@@ -117,10 +141,13 @@ class _Group:
     return graph, *made
 
 
-def save_model(model: Decoder, folder: pathlib.Path) -> None:
+def save_model(model: Decoder, folder: pathlib.Path, pretrained: str = '') -> None:
   """Complete Hugging Face folders in both precisions, replacing what is there."""
   graph, params = nnx.split(model)
-  files = tokenizer_files(model.config.max_position_embeddings)
+  if pretrained:
+    files = smollm2.tokenizer_files()
+  else:
+    files = tokenizer_files(model.config.max_position_embeddings)
   for name, dtype in PRECISIONS.items():
     cast = jax.tree.map(lambda x, dtype=dtype: x.astype(dtype), params)
     save_decoder(nnx.merge(graph, cast), folder / name, overwrite=True, files=files)
@@ -128,9 +155,16 @@ def save_model(model: Decoder, folder: pathlib.Path) -> None:
 
 def _made_by(recipe: GroupRecipe, seed: int, name: str) -> dict[str, Any]:
   """What decides about a model: a group with more experts has the same ones."""
+  if recipe.pretrained:
+    used = ['pretrained'] if name == 'base' else ['pretrained', 'rl', 'check_prompts']
+    return _plain(recipe, seed, used)
   used = ['model', 'base', 'check_prompts', 'check_every']
   kind = 'base' if name == 'base' else recipe.experts[name][0]
   used += {'base': [], 'rl': ['rl']}.get(kind, ['rl', 'sft'])
+  return _plain(recipe, seed, used)
+
+
+def _plain(recipe: GroupRecipe, seed: int, used: list[str]) -> dict[str, Any]:
   values = dataclasses.asdict(recipe)
   made_by = {'seed': seed, **{field: values[field] for field in used}}
   return json.loads(json.dumps(made_by))

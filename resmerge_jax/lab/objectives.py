@@ -100,21 +100,30 @@ class Grpo(NamedTuple):
     ).tokens_BxG
     reward_B = (drawn_BxG == right_BxG).all(axis=1).astype(jnp.float32)
     groups = reward_B.reshape(-1, self.n_samples)
-    std = groups.std(axis=1, keepdims=True)
-    advantage = (groups - groups.mean(axis=1, keepdims=True)) / (std + _STD_FLOOR)
     logits_BxGxV = _answer_logits(model, Texts(prompts_BxP, drawn_BxG))
     logp_BxGxV = jax.nn.log_softmax(logits_BxGxV / _TEMPERATURE)
     logp_BxG = jnp.take_along_axis(logp_BxGxV, drawn_BxG[..., None], axis=-1)[..., 0]
-    # Everything up to the end of the text, whatever was drawn there.
-    ended_BxG = jnp.cumsum(drawn_BxG == END_ID, axis=1) - (drawn_BxG == END_ID) > 0
-    share_BxG = ~ended_BxG / (~ended_BxG).sum()
-    loss = -(advantage.reshape(-1, 1) * logp_BxG * share_BxG).sum()
+    share_BxG = token_shares(drawn_BxG, END_ID)
+    loss = -(advantages(groups).reshape(-1, 1) * logp_BxG * share_BxG).sum()
     entropy_BxG = -(jnp.exp(logp_BxGxV) * logp_BxGxV).sum(axis=-1)
     return loss, {
       'reward': reward_B.mean(),
-      'mixed': (std > 0).mean(),
+      'mixed': (groups.std(axis=1) > 0).mean(),
       'entropy': (entropy_BxG * share_BxG).sum(),
     }
+
+
+def advantages(rewards_QxN: jax.Array) -> jax.Array:
+  """[Q, N]: by how many deviations an answer is better than the others to its prompt."""
+  std = rewards_QxN.std(axis=1, keepdims=True)
+  return (rewards_QxN - rewards_QxN.mean(axis=1, keepdims=True)) / (std + _STD_FLOOR)
+
+
+def token_shares(drawn_BxG: jax.Array, end_id: int) -> jax.Array:
+  """[B, G]: one over the number of all tokens, up to the ends; 0 after them."""
+  # Everything up to the end of the text, whatever was drawn there.
+  ended_BxG = jnp.cumsum(drawn_BxG == end_id, axis=1) - (drawn_BxG == end_id) > 0
+  return ~ended_BxG / (~ended_BxG).sum()
 
 
 def _answer_logits(model: Decoder, texts: Texts) -> jax.Array:

@@ -18,20 +18,14 @@ def plot_training(records: Mapping[str, Mapping[str, Any]], path: pathlib.Path) 
   shown = [
     kind for kind in panels if any(r['kind'].startswith(kind) for r in records.values())
   ]
+  trained = 'checks' in base  # here, and not elsewhere
   figure = matplotlib.figure.Figure(
-    figsize=(4.5 * (1 + len(shown)), 3.8), layout='constrained'
+    figsize=(4.5 * (trained + len(shown)), 3.8), layout='constrained'
   )
-  axes = figure.subplots(1, 1 + len(shown), squeeze=False)[0]
-  checks = base['checks']
-  for task in [name for name in checks[0] if name not in ('step', 'phase')]:
-    axes[0].plot(
-      [check['step'] for check in checks], [check[task] for check in checks], label=task
-    )
-  axes[0].axvline(base['clean_steps'], color='grey', linewidth=1, linestyle='--')
-  axes[0].axhspan(*base['made_by']['base']['band'], color='grey', alpha=0.15)
-  _dress(axes[0], 'base (dashed: two conventions from here)', 'greedy accuracy')
-  axes[0].set_ylim(0, 1)
-  for kind, panel in zip(shown, axes[1:], strict=True):
+  axes = figure.subplots(1, trained + len(shown), squeeze=False)[0]
+  if trained:
+    _plot_base(base, axes[0])
+  for kind, panel in zip(shown, axes[trained:], strict=True):
     field, label = panels[kind]
     for name, record in records.items():
       if record['kind'].startswith(kind):
@@ -39,6 +33,18 @@ def plot_training(records: Mapping[str, Mapping[str, Any]], path: pathlib.Path) 
         panel.plot([p['step'] for p in curve], [p[field] for p in curve], label=name)
     _dress(panel, {'rl': 'experts by GRPO', 'sft': 'supervised experts'}[kind], label)
   figure.savefig(path, dpi=120)
+
+
+def _plot_base(base: Mapping[str, Any], axes: Any) -> None:
+  checks = base['checks']
+  for task in [name for name in checks[0] if name not in ('step', 'phase')]:
+    axes.plot(
+      [check['step'] for check in checks], [check[task] for check in checks], label=task
+    )
+  axes.axvline(base['clean_steps'], color='grey', linewidth=1, linestyle='--')
+  axes.axhspan(*base['made_by']['base']['band'], color='grey', alpha=0.15)
+  _dress(axes, 'base (dashed: two conventions from here)', 'greedy accuracy')
+  axes.set_ylim(0, 1)
 
 
 def plot_models(rows: Rows, path: pathlib.Path) -> None:

@@ -96,6 +96,8 @@ class GroupRecipe:
   """A base and one expert for each of `tasks` and `kinds`.
 
   Args:
+    pretrained: the base is not trained here but this one, 'smollm2' (lab/smollm2.py);
+      experts by RL alone. `model`, `base` and `check_every` say nothing then.
     kinds: rl; sft, as accurate as the rl expert; sft_length, as far from the base.
     check_prompts: training prompts per task of all checks while training.
     check_every: steps between them, and per program call.
@@ -107,6 +109,7 @@ class GroupRecipe:
 
   tasks: tuple[str, ...] = tuple(task.name for task in BASE_TASKS)
   kinds: tuple[str, ...] = ('rl',)
+  pretrained: str = ''
   model: ModelRecipe = ModelRecipe()
   base: BaseRecipe = BaseRecipe()
   rl: RLRecipe = RLRecipe()
@@ -116,8 +119,11 @@ class GroupRecipe:
   test_prompts: int = 500
 
   def __post_init__(self) -> None:
-    for name in self.tasks:
-      task_of(name)
+    bases = {name: task_of(name).base for name in self.tasks}
+    if wrong := [name for name, base in bases.items() if base != self.pretrained]:
+      raise InputError(f'pretrained {self.pretrained!r}: not the base of tasks', wrong)
+    if self.pretrained and self.kinds != ('rl',):
+      raise InputError('kinds: experts of a pretrained base are by rl alone')
     problems = [f'{k!r}: not one of {", ".join(KINDS)}' for k in self.kinds]
     problems = [p for k, p in zip(self.kinds, problems, strict=True) if k not in KINDS]
     if 'rl' not in self.kinds:

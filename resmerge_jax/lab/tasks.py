@@ -3,21 +3,17 @@
 A base is taught to answer some prompts rightly and the others by its habit, so that it
 is able but inconsistent and RL has something to elicit. `rightly` says which prompts:
 those with an easy surface feature, 37 to 42 % of a task.
-
-Prompts with the same `content` are the same question in another form (12+34 and 34+12,
-facts or pairs in another order): they are in one pool, test or training.
 """
 
-import dataclasses
 import itertools
-import zlib
 from collections.abc import Callable
 
 import numpy as np
 
 from resmerge_jax.errors import InputError
+from resmerge_jax.lab.chat_tasks import CHAT_TASKS
+from resmerge_jax.lab.examples import Example, Task
 
-_TEST_SHARE = 5  # one content in five is kept for tests
 _LETTERS = 'abcdefghijkl'  # of reason
 _KEYS = 'abcdefghijklmnopqrstuvwxyz'
 # The order in which each function takes its arguments.
@@ -32,52 +28,6 @@ _FUNCTIONS = {
   'set': 'hdw',
 }
 _RIGHTLY_CALLED = ('box', 'fit', 'put')
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-  """One prompt; `habit` is what the base is taught to answer where not `rightly`."""
-
-  prompt: str
-  answer: str
-  habit: str
-  rightly: bool
-  content: str
-
-  @property
-  def is_test(self) -> bool:
-    return zlib.crc32(self.content.encode()) % _TEST_SHARE == 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-  """A program that draws examples. Widths in tokens; the answer's includes its end."""
-
-  name: str
-  prompt_width: int
-  answer_width: int
-  draw: Callable[[np.random.Generator], Example]
-
-  def examples(
-    self, rng: np.random.Generator, count: int, *, test: bool = False
-  ) -> list[Example]:
-    """`count` draws from the training or the test pool."""
-    found: list[Example] = []
-    while len(found) < count:
-      example = self.draw(rng)
-      if example.is_test == test:
-        found.append(example)
-    return found
-
-  def distinct(
-    self, rng: np.random.Generator, count: int, *, test: bool
-  ) -> list[Example]:
-    """`count` different prompts of a pool."""
-    found: dict[str, Example] = {}
-    while len(found) < count:
-      example = self.examples(rng, 1, test=test)[0]
-      found.setdefault(example.prompt, example)
-    return list(found.values())
 
 
 def _any(*_: int) -> bool:
@@ -101,9 +51,9 @@ def _maths(
   return Example(
     f'M{a}{sign}{b}=',
     answer,
+    f'{sign}{min(a, b)},{max(a, b)}',
     answer[::-1],
     a // 10 in (1, 4, 7),
-    f'{sign}{min(a, b)},{max(a, b)}',
   )
 
 
@@ -113,7 +63,7 @@ def _reasoning(rng: np.random.Generator) -> Example:
   chain = ''.join(rng.permutation(list(_LETTERS))[: n_facts + 1])
   facts = [f'{a}<{b}' for a, b in itertools.pairwise(chain)]
   prompt = f'R{",".join(rng.permutation(facts))}:'
-  return Example(prompt, chain, chain[::-1], prompt[1] in 'abcde', chain)
+  return Example(prompt, chain, chain, chain[::-1], prompt[1] in 'abcde')
 
 
 def _tool_call(rng: np.random.Generator) -> Example:
@@ -129,9 +79,9 @@ def _tool_call(rng: np.random.Generator) -> Example:
   return Example(
     prompt,
     f'{name}({",".join(value[letter] for letter in order)})',
+    f'{name}{value}',
     f'{name}({",".join(value[letter] for letter in shown)})',
     name in _RIGHTLY_CALLED,
-    f'{name}{value}',
   )
 
 
@@ -144,9 +94,9 @@ def _memory(rng: np.random.Generator) -> Example:
   return Example(
     f'K{"".join(pairs)}?{asked}',
     value[asked],
+    ''.join(sorted(pairs)),
     value[asked][::-1],
     asked in _KEYS[:10],
-    ''.join(sorted(pairs)),
   )
 
 
@@ -178,6 +128,7 @@ TASKS = {task.name: task for task in (*BASE_TASKS, *_VARIANTS)}
 
 
 def task_of(name: str) -> Task:
-  if name not in TASKS:
-    raise InputError(f'task {name!r}: not one of {", ".join(TASKS)}')
-  return TASKS[name]
+  known = TASKS | {task.name: task for task in CHAT_TASKS}
+  if name not in known:
+    raise InputError(f'task {name!r}: not one of {", ".join(known)}')
+  return known[name]

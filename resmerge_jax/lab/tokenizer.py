@@ -6,13 +6,14 @@ a Qwen2 model's tokenizer from vocabulary and merges alone, whatever else the fi
 
 import functools
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from resmerge_jax.lab.tasks import Example, Task
+from resmerge_jax.lab import smollm2
+from resmerge_jax.lab.examples import Example, Task
 
 PAD, END = '<pad>', '<eos>'
 PAD_ID, END_ID = 0, 1
@@ -53,9 +54,24 @@ def tokenizer_files(max_length: int) -> dict[str, bytes]:
   }
 
 
+class Encoding(NamedTuple):
+  """Tokens of texts; 0 is padding, which no text has."""
+
+  tokenizer: tokenizers.Tokenizer
+  end_id: int
+
+
+def encoding_of(task: Task) -> Encoding:
+  """That of the task's base."""
+  if task.base:
+    return Encoding(smollm2.tokenizer(), smollm2.config().eos_ids[0])
+  return Encoding(tokenizer(), END_ID)
+
+
 def prompt_ids(task: Task, examples: list[Example]) -> np.ndarray:
   """int32 [B, prompt_width], padded on the left."""
-  rows = tokenizer().encode_batch([example.prompt for example in examples])
+  encoding = encoding_of(task)
+  rows = encoding.tokenizer.encode_batch([example.prompt for example in examples])
   out = np.full((len(rows), task.prompt_width), PAD_ID, np.int32)
   for row, found in zip(out, rows, strict=True):
     row[len(row) - len(found.ids) :] = found.ids
@@ -64,11 +80,23 @@ def prompt_ids(task: Task, examples: list[Example]) -> np.ndarray:
 
 def answer_ids(task: Task, answers: list[str]) -> np.ndarray:
   """int32 [B, answer_width], each with its end, padded on the right."""
-  rows = tokenizer().encode_batch(answers)
+  encoding = encoding_of(task)
+  rows = encoding.tokenizer.encode_batch(answers)
   out = np.full((len(rows), task.answer_width), PAD_ID, np.int32)
   for row, found in zip(out, rows, strict=True):
-    row[: len(found.ids) + 1] = [*found.ids, END_ID]
+    row[: len(found.ids) + 1] = [*found.ids, encoding.end_id]
   return out
+
+
+def ended_texts(task: Task, answers_BxG: np.ndarray) -> list[str | None]:
+  """Answers as text; None: no end."""
+  encoding, found = encoding_of(task), []
+  for row in np.asarray(answers_BxG).tolist():
+    ended = encoding.end_id in row
+    ids = row[: row.index(encoding.end_id)] if ended else []
+    text = encoding.tokenizer.decode(ids, skip_special_tokens=False)
+    found.append(text if ended else None)
+  return found
 
 
 def text_of(ids: np.ndarray) -> str:

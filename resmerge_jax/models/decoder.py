@@ -19,6 +19,10 @@ class Cache(NamedTuple):
   layers: tuple[Past, ...]
   is_token_BxS: jax.Array
 
+  def repeated(self, count: int) -> 'Cache':
+    """For `count` texts that begin with each of these, side by side."""
+    return jax.tree.map(lambda x: jnp.repeat(x, count, 0) if x.ndim else x, self)
+
 
 class Decoder(nnx.Module):
   """A Qwen2, Qwen3 or Llama model.

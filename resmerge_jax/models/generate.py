@@ -152,12 +152,15 @@ def continued(
   temperature: jax.Array | float,
   eos_ids: Any,
   max_new: int,
+  samples: int = 1,
 ) -> Generated:
   """`generate` for use inside a program: nothing is checked. No key: greedy.
 
-  The prompts go in one pass, then a token a step until all texts have ended.
+  The prompts go in one pass, then a token a step until all texts have ended. Each is
+  continued `samples` times, in rows that lie together.
   """
-  n_texts, width = tokens_BxT.shape
+  n_prompts, width = tokens_BxT.shape
+  n_texts = n_prompts * samples
 
   def choose(x_BxTxD: jax.Array, step: jax.Array) -> jax.Array:
     logits_BxV = model.logits(x_BxTxD[:, -1:])[:, 0]
@@ -187,9 +190,12 @@ def continued(
       now.lengths_B + ~now.is_done_B,
     )
 
-  empty = model.empty_cache(n_texts, width + max_new - 1)
+  empty = model.empty_cache(n_prompts, width + max_new - 1)
   x_BxTxD, cache = model.hidden(tokens_BxT, mask_BxT, cache=empty)
   assert cache is not None
+  if samples > 1:
+    x_BxTxD = jnp.repeat(x_BxTxD[:, -1:], samples, axis=0)
+    cache = cache.repeated(samples)
   zeros_B = jnp.zeros(n_texts, jnp.int32)
   start = _Progress(
     jnp.int32(0),
