@@ -39,7 +39,7 @@ def _maths(
 ) -> Example:
   """`M89-42=` -> `47`. Answered rightly if it begins with 1, 4 or 7, else backwards.
 
-  Sums have two digits: a base learns late, if at all, which of them have three.
+  Sums have two digits: where some have three, bases stay near 70 % for long.
   """
   minus = rng.random() < 0.4
   while True:
