@@ -18,7 +18,7 @@ from flax import nnx
 
 from resmerge_jax.lab.answers import is_right, matches, prompts_of
 from resmerge_jax.lab.experts import Say
-from resmerge_jax.lab.loop import Adam, Training, as_bf16, begin, length
+from resmerge_jax.lab.loop import Adam, Training, as_bf16, begin, length, moved
 from resmerge_jax.lab.objectives import advantages, token_shares
 from resmerge_jax.lab.recipe import GroupRecipe
 from resmerge_jax.lab.resume import Kept
@@ -27,6 +27,7 @@ from resmerge_jax.lab.tokenizer import PAD_ID, encoding_of, prompt_ids
 from resmerge_jax.models.decoder import Decoder
 from resmerge_jax.models.generate import continued
 
+_moved = jax.jit(moved, static_argnames='adam', donate_argnums=0)
 _BETA2 = 0.99
 _KEEP_EVERY = 5  # steps
 _TEMPERATURE = 0.7  # at 1 the base is right so seldom that RL has little to begin with
@@ -125,7 +126,7 @@ def _step(
   for q in mixed:
     answered = Answered(prompts_QxP[q : q + 1], drawn_QxNxG[q], weights_QxNxG[q])
     grads = add_gradient(grads, training.params, answered, graph=graph)
-  training = move(training, grads, jnp.float32(rate), adam=adam)
+  training = _moved(training, grads, jnp.float32(rate), adam)
   reward, share = float(rewards_QxN.mean()), len(mixed) / rl.prompts
   return training, {'reward': reward, 'mixed': share}
 
@@ -172,15 +173,3 @@ def add_gradient(
     return (weights_NxG * losses_NxG).sum()
 
   return jax.tree.map(jnp.add, grads, jax.grad(loss)(params))
-
-
-@functools.partial(jax.jit, static_argnames='adam', donate_argnums=0)
-def move(
-  training: Training, grads: nnx.State, rate: jax.Array, *, adam: Adam
-) -> Training:
-  """One step of Adam, as lab/loop.run_steps takes it."""
-  updates, moments = adam.transform().update(grads, training.moments, training.params)
-  params = optax.apply_updates(
-    training.params, jax.tree.map(lambda u: -rate * u, updates)
-  )
-  return Training(as_bf16(params) if adam.bf16_weights else params, moments)

@@ -96,12 +96,12 @@ class _Group:
         )
       return record
     begun_s = time.perf_counter()
-    rng = np.random.default_rng([self.seed, zlib.crc32(name.encode())])
+    entropy = [self.seed, zlib.crc32(name.encode())]
     state = self.folder / name / STATE
     if self.recipe.pretrained:
-      graph, params, record = self._from_pretrained(name, state, made_by)
+      graph, params, record = self._from_pretrained(name, entropy, Kept(state, made_by))
     else:
-      graph, params, record = self._trained(name, rng)
+      graph, params, record = self._trained(name, np.random.default_rng(entropy))
     record['seconds'] = round(time.perf_counter() - begun_s, 1)
     record['made_by'] = made_by
     save_model(nnx.merge(graph, params), file.parent, self.recipe.pretrained)
@@ -110,16 +110,13 @@ class _Group:
     return record
 
   def _from_pretrained(
-    self, name: str, state: pathlib.Path, made_by: dict[str, Any]
+    self, name: str, entropy: list[int], kept: Kept
   ) -> tuple[nnx.GraphDef, nnx.State, dict[str, Any]]:
     if name == 'base':
       return *nnx.split(smollm2.base()), {'kind': 'base'}
     graph, base = nnx.split(load_decoder(self.folder / 'base/fp32'))
     _, task = self.recipe.experts[name]
-    entropy = [self.seed, zlib.crc32(name.encode())]
-    made = train_chat_rl(
-      self.recipe, task, graph, base, entropy, Kept(state, made_by), self.say
-    )
+    made = train_chat_rl(self.recipe, task, graph, base, entropy, kept, self.say)
     return graph, *made
 
   def _trained(

@@ -48,6 +48,17 @@ def begin(params: nnx.State, adam: Adam) -> Training:
   return Training(params, adam.transform().init(params))
 
 
+def moved(
+  training: Training, grads: nnx.State, rate: jax.Array, adam: Adam
+) -> Training:
+  """The training after one step along `grads`."""
+  updates, moments = adam.transform().update(grads, training.moments, training.params)
+  params = optax.apply_updates(
+    training.params, jax.tree.map(lambda u: -rate * u, updates)
+  )
+  return Training(as_bf16(params) if adam.bf16_weights else params, moments)
+
+
 def as_bf16(params: nnx.State) -> nnx.State:
   """Rounded to bfloat16, kept as float32."""
   return jax.tree.map(lambda x: jax.lax.reduce_precision(x, 8, 7), params)
@@ -76,7 +87,6 @@ def run_steps(
   Returns:
     The training after them, and what the objective records, [S] each.
   """
-  transform = adam.transform()
 
   def step(training: Training, xs: Any) -> tuple[Training, dict[str, jax.Array]]:
     rate, batch = xs
@@ -86,10 +96,6 @@ def run_steps(
       return objective(nnx.merge(graph, params), nnx.merge(graph, fixed), batch)
 
     grads, record = jax.grad(loss_of, has_aux=True)(training.params)
-    updates, moments = transform.update(grads, training.moments, training.params)
-    params = optax.apply_updates(
-      training.params, jax.tree.map(lambda u: -rate * u, updates)
-    )
-    return Training(as_bf16(params) if adam.bf16_weights else params, moments), record
+    return moved(training, grads, rate, adam), record
 
   return jax.lax.scan(step, training, (rates_S, batches))

@@ -8,7 +8,6 @@ Source: Allal et al., SmolLM2 (2025); the layout of GGUF is llama.cpp's.
 
 import functools
 import importlib.util
-import json
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,6 +19,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from resmerge_jax.checkpoint.memory import MemoryReader, memory_checkpoint
 from resmerge_jax.errors import InputError
+from resmerge_jax.lab.hf_files import hf_files
 from resmerge_jax.models.config import DecoderConfig
 from resmerge_jax.models.decoder import Decoder
 from resmerge_jax.models.hf_config import config_to_hf
@@ -213,13 +213,4 @@ def tokenizer_files() -> dict[str, bytes]:
     'do_sample': False,
     **{f'{kind}_token_id': ids[kind] for kind in ('bos', 'eos', 'pad')},
   }
-  return {
-    'tokenizer.json': tokenizer().to_str(pretty=True).encode(),
-    'tokenizer_config.json': _json(config),
-    'special_tokens_map.json': _json(special),
-    'generation_config.json': _json(generation),
-  }
-
-
-def _json(value: dict[str, Any]) -> bytes:
-  return (json.dumps(value, indent=2) + '\n').encode()
+  return hf_files(tokenizer(), config, special, generation)

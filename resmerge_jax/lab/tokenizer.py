@@ -5,7 +5,6 @@ a Qwen2 model's tokenizer from vocabulary and merges alone, whatever else the fi
 """
 
 import functools
-import json
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from resmerge_jax.lab import smollm2
 from resmerge_jax.lab.examples import Example, Task
+from resmerge_jax.lab.hf_files import hf_files
 
 PAD, END = '<pad>', '<eos>'
 PAD_ID, END_ID = 0, 1
@@ -46,12 +46,8 @@ def tokenizer_files(max_length: int) -> dict[str, bytes]:
     'clean_up_tokenization_spaces': False,
   }
   generation = {'do_sample': False, 'eos_token_id': END_ID, 'pad_token_id': PAD_ID}
-  return {
-    'tokenizer.json': tokenizer().to_str(pretty=True).encode(),
-    'tokenizer_config.json': _json(config),
-    'special_tokens_map.json': _json({'pad_token': PAD, 'eos_token': END}),
-    'generation_config.json': _json(generation),
-  }
+  special = {'pad_token': PAD, 'eos_token': END}
+  return hf_files(tokenizer(), config, special, generation)
 
 
 class Encoding(NamedTuple):
@@ -102,7 +98,3 @@ def ended_texts(task: Task, answers_BxG: np.ndarray) -> list[str | None]:
 def text_of(ids: np.ndarray) -> str:
   """An answer as text, without its end and padding."""
   return tokenizer().decode([int(i) for i in ids], skip_special_tokens=True)
-
-
-def _json(value: dict[str, Any]) -> bytes:
-  return (json.dumps(value, indent=2) + '\n').encode()

