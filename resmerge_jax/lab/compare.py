@@ -1,15 +1,20 @@
 """All methods on groups of several seeds: measured, and written as tables and pictures."""
 
+import functools
 import json
 import pathlib
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from resmerge_jax.lab import probes
+from resmerge_jax.lab.answers import prompts_of
 from resmerge_jax.lab.evaluate import check_complete
+from resmerge_jax.lab.group import RECORD, model_names
+from resmerge_jax.lab.journal import Journal, to_json
 from resmerge_jax.lab.merges import (
   Loaded,
   Right,
@@ -24,7 +29,8 @@ from resmerge_jax.lab.plot import plot_curves, plot_layers, plot_methods, plot_p
 from resmerge_jax.lab.recipe import GroupRecipe
 from resmerge_jax.lab.scores import Measured
 from resmerge_jax.lab.tables import as_csv, markdown
-from resmerge_jax.lab.variants import Entry
+from resmerge_jax.lab.variants import PAPER, Entry
+from resmerge_jax.version import __version__
 
 Say = Callable[[str], None]
 
@@ -62,37 +68,74 @@ def measure_group(
   precision: str,
   say: Say,
 ) -> Measured:
-  """Everything that is measured on one group; says the CPU seconds of each phase."""
+  """Everything that is measured on one group; says the CPU seconds of each phase.
+
+  What an earlier run has measured is read from compare_PRECISION.jsonl in `folder`.
+  """
   clock = _Clock()
+  journal = Journal(folder / f'compare_{precision}.jsonl', _about(recipe, folder))
+  if journal:
+    say(f'{folder.name}: {len(journal)} things were measured before')
   every = load_group(recipe, folder, precision, list(recipe.experts))
   chosen = {n: every.experts[n] for n, (k, _) in recipe.experts.items() if k in kinds}
-  group = every._replace(experts=chosen)
-  scores = {
-    name: score_merge(group, tensors)
-    for name, tensors in {'base': group.base, **every.experts}.items()
+  group, merged_kinds = every._replace(experts=chosen), list(kinds)
+  scores: dict[str, Right] = {
+    name: journal.measured(['model', name], functools.partial(score_merge, group, x))
+    for name, x in {'base': group.base, **every.experts}.items()
   }
   clock.lap('experts')
   tuned: dict[str, Right] = {}
   factors: dict[str, float] = {}
   for name, entry in entries.items():
-    tensors = merged(group, entry).tensors
-    clock.lap('merges')
-    scores[name] = score_merge(group, tensors)
-    factors[name] = best_length(group, tensors)
-    longer = lengthened(group, tensors, factors[name])
-    tuned[name] = score_merge(group, longer)
-    clock.lap('merges answer')
-    means = [_mean(found[name]) for found in (scores, tuned)]
+    found = journal.measured(
+      ['merge', merged_kinds, entry.method, entry.post],
+      functools.partial(_measure_merge, group, entry, clock),
+    )
+    scores[name], tuned[name] = found['as it is'], found['tuned']
+    factors[name] = found['factor']
+    means = [_mean(found[which]) for which in ('as it is', 'tuned')]
     say(
       f'{folder.name}: {name}: {means[0]:.1%}; times {factors[name]:g}: {means[1]:.1%}'
     )
-  parts = probes.score_parts(every)
-  curves = _curves(group)
-  records = merged(group, entries['resmerge']).records
-  geometry, layers = probes.geometry(group, records), probes.by_layer(records)
+  parts = journal.measured(['parts'], lambda: probes.score_parts(every))
+  curves = journal.measured(['curves', merged_kinds], lambda: _curves(group))
+  geometry = journal.measured(['geometry', merged_kinds], lambda: _geometry(group))
   clock.lap('parts and curves')
   say(f'{folder.name}: CPU seconds: {clock}')
-  return Measured(scores, tuned, factors, parts, curves, geometry, layers)
+  return Measured(scores, tuned, factors, parts, curves, *geometry.values())
+
+
+def _about(recipe: GroupRecipe, folder: pathlib.Path) -> dict[str, Any]:
+  """What decides about all that is measured."""
+  made = {n: (folder / n / RECORD).read_bytes() for n in model_names(recipe)}
+  asked = [
+    [(e.prompt, e.answer) for e in prompts_of(task, count, test).examples]
+    for task in recipe.tasks
+    for test, count in ((True, recipe.test_prompts), (False, recipe.check_prompts))
+  ]
+  return {
+    'version': __version__,
+    'models': {name: zlib.crc32(record) for name, record in made.items()},
+    'prompts': zlib.crc32(json.dumps(asked).encode()),
+    'lengths': recipe.lengths,
+  }
+
+
+def _measure_merge(group: Loaded, entry: Entry, clock: '_Clock') -> dict[str, Any]:
+  """Right answers as it is, and with the length that is best on training prompts."""
+  tensors = merged(group, entry).tensors
+  clock.lap('merges')
+  found: dict[str, Any] = {'as it is': score_merge(group, tensors)}
+  factor = found['factor'] = best_length(group, tensors)
+  longer = lengthened(group, tensors, factor)
+  found['tuned'] = found['as it is'] if factor == 1 else score_merge(group, longer)
+  clock.lap('merges answer')
+  return found
+
+
+def _geometry(group: Loaded) -> dict[str, Any]:
+  records = merged(group, Entry('', PAPER)).records
+  return {'of all': probes.geometry(group, records), 'layers': probes.by_layer(records)}
 
 
 def _curves(group: Loaded) -> dict[str, dict[str, Right]]:
@@ -121,7 +164,7 @@ def write_comparison(
   tables = comparison_tables(recipe, kinds, seeds, entries)
   text = ''.join(f'## {t.title}\n\n{t.text}\n\n{markdown(t.rows)}\n' for t in tables)
   output.with_name(f'{output.name}.md').write_text(text)
-  raw = [_plain(found._asdict()) for found in seeds]
+  raw = [to_json(found._asdict()) for found in seeds]
   output.with_name(f'{output.name}.json').write_text(json.dumps(raw) + '\n')
   for table in tables:
     output.with_name(f'{output.name}_{table.name}.csv').write_text(as_csv(table.rows))
@@ -137,15 +180,6 @@ def _draw(tables: Mapping[str, Table], output: pathlib.Path) -> None:
   plot_parts(tables['parts'].rows, path('parts'))
   plot_curves(tables['curves'].rows, path('curves'))
   plot_layers(tables['layers'].rows, path('layers'))
-
-
-def _plain(value: Any) -> Any:
-  """For JSON: right answers as text, 1 or 0 per prompt."""
-  if isinstance(value, Mapping):
-    return {name: _plain(part) for name, part in value.items()}
-  if isinstance(value, np.ndarray):
-    return ''.join('01'[int(right)] for right in value)
-  return value
 
 
 class _Clock:

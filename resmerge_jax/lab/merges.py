@@ -11,7 +11,7 @@ from resmerge_jax.checkpoint.folder import open_checkpoint
 from resmerge_jax.checkpoint.memory import MemoryReader, memory_checkpoint
 from resmerge_jax.lab.answers import is_right, prompts_of
 from resmerge_jax.lab.recipe import GroupRecipe
-from resmerge_jax.lab.variants import LENGTHS, Entry
+from resmerge_jax.lab.variants import Entry
 from resmerge_jax.models.decoder import Decoder
 from resmerge_jax.models.load import load_decoder, read_decoder
 from resmerge_jax.models.save import hf_tensors
@@ -85,7 +85,7 @@ def best_length(group: Loaded, tensors: Tensors) -> float:
     found = score_merge(group, lengthened(group, tensors, factor), test=False)
     return float(np.mean([right.mean() for right in found.values()]))
 
-  return max(LENGTHS, key=accuracy)
+  return max(group.recipe.lengths, key=accuracy)
 
 
 def _decoder(group: Loaded, tensors: Tensors) -> Decoder:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from resmerge_jax.lab.merges import Loaded, Right, Tensors, merged, score_merge
-from resmerge_jax.lab.variants import Entry
+from resmerge_jax.lab.variants import PAPER, Entry
 from resmerge_jax.pipeline.state_dicts import merge_state_dicts
 from resmerge_jax.plan.rules import layer_of
 
@@ -14,7 +14,6 @@ Record = Mapping[str, Any]  # of a tensor, as a merge keeps it
 PARTS = {'head': 'head_only', 'residual': 'residual_only'}
 RANKS = (1, 2, 4, 8, 16)
 BUDGETS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
-_PAPER = {'name': 'resmerge', 'variant': 'paper'}
 
 
 def score_parts(group: Loaded) -> dict[str, dict[str, np.ndarray]]:
@@ -37,7 +36,7 @@ def score_ranks(group: Loaded) -> dict[str, Right]:
   """ResMerge of the paper by head rank k (Figure 3)."""
   return {
     f'k = {k}': score_merge(
-      group, merged(group, Entry('', {**_PAPER, 'head_rank': k})).tensors
+      group, merged(group, Entry('', {**PAPER, 'head_rank': k})).tensors
     )
     for k in RANKS
   }
@@ -46,7 +45,7 @@ def score_ranks(group: Loaded) -> dict[str, Right]:
 def score_budgets(group: Loaded, gate: str) -> dict[str, Right]:
   """ResMerge of the paper by the heads' budget rho (Figure 3)."""
   none, whole = (
-    merged(group, Entry('', {**_PAPER, 'head_gate': gate, 'rho': rho})).tensors
+    merged(group, Entry('', {**PAPER, 'head_gate': gate, 'rho': rho})).tensors
     for rho in (0.0, 1.0)
   )
   # The update is linear in rho (Eq. 15): two merges give them all.
@@ -65,14 +64,19 @@ def geometry(group: Loaded, records: Sequence[Record]) -> dict[str, float]:
   `cosine`: of whole task vectors, mean over pairs. `zeros`: entries that are exactly
   the base's, of all. The others as `by_layer`.
   """
-  deltas = [
-    np.concatenate([(x - group.base[name]).ravel() for name, x in expert.items()])
-    for expert in group.experts.values()
-  ]
+  gram_NxN, zeros = np.zeros((len(group.experts),) * 2), []
+  for name, base in group.base.items():  # tensor by tensor: a model may be large
+    delta_NxE = np.array(
+      [(x[name] - base).ravel() for x in group.experts.values()], float
+    )
+    gram_NxN += delta_NxE @ delta_NxE.T
+    zeros.append((delta_NxE == 0).mean() * base.size)
+  norm_N = _positive(np.sqrt(np.diag(gram_NxN)))
+  cosine_NxN = gram_NxN / np.outer(norm_N, norm_N)
   return {
-    'cosine': _mean_cosine(deltas),
+    'cosine': float(cosine_NxN[np.triu_indices(len(norm_N), 1)].mean()),
     **_means(_hidden(records)),
-    'zeros': float(np.mean([(delta == 0).mean() for delta in deltas])),
+    'zeros': float(sum(zeros) / sum(base.size for base in group.base.values())),
   }
 
 
@@ -101,11 +105,6 @@ def _means(matrices: Sequence[Record]) -> dict[str, float]:
     **{field: float(np.mean([r[field] for r in matrices])) for field in fields},
     'head share': float(np.mean(head)),
   }
-
-
-def _mean_cosine(vectors: list[np.ndarray]) -> float:
-  units = np.array([v / _positive(np.linalg.norm(v.astype(float))) for v in vectors])
-  return float((units @ units.T)[np.triu_indices(len(units), 1)].mean())
 
 
 def _positive(norm: Any) -> Any:

@@ -102,6 +102,8 @@ class GroupRecipe:
     check_prompts: training prompts per task of all checks while training.
     check_every: steps between them, and per program call.
     test_prompts: prompts per task of the test pool, the same for all models and seeds.
+    lengths: factors of a merge's update, of which `compare` chooses one on training
+      prompts.
 
   Raises:
     InputError: unknown tasks or kinds, or twins without what they are measured by.
@@ -117,6 +119,7 @@ class GroupRecipe:
   check_prompts: int = 250
   check_every: int = 25
   test_prompts: int = 500
+  lengths: tuple[float, ...] = tuple(round(2 ** (n / 2), 2) for n in range(-2, 7))
 
   def __post_init__(self) -> None:
     bases = {name: task_of(name).base for name in self.tasks}

@@ -11,7 +11,7 @@ from resmerge_jax.parameters import make_method
 Parameters = Mapping[str, Any]  # with the method's `name`
 REFERENCE = 'task_arithmetic'  # what paired differences are to: the mean
 _AUTHORS = 'authors'  # the defaults of the methods' authors, or their code
-_PAPER = {'name': 'resmerge', 'variant': 'paper'}
+PAPER = {'name': 'resmerge', 'variant': 'paper'}
 _MEAN = {'name': 'task_arithmetic'}
 
 
@@ -32,10 +32,10 @@ class Entry:
 
 # Table 2 of the paper: its method with one part changed.
 _ABLATIONS: dict[str, Parameters] = {
-  'resmerge, no head': {**_PAPER, 'rho': 0.0},
-  'resmerge, head not gated': {**_PAPER, 'head_gate': 'none'},
-  'resmerge, mean residual': {**_PAPER, 'rho': 0.0, 'backbone': 'mean'},
-  'resmerge, mean head': {**_PAPER, 'backbone': 'none'},
+  'resmerge, no head': {**PAPER, 'rho': 0.0},
+  'resmerge, head not gated': {**PAPER, 'head_gate': 'none'},
+  'resmerge, mean residual': {**PAPER, 'rho': 0.0, 'backbone': 'mean'},
+  'resmerge, mean head': {**PAPER, 'backbone': 'none'},
 }
 _OURS = {
   'task_arithmetic, sum': Entry(_AUTHORS, {**_MEAN, 'reduce': 'sum'}),
@@ -43,14 +43,12 @@ _OURS = {
   'task_arithmetic, sum + svc': Entry(
     _AUTHORS, {**_MEAN, 'reduce': 'sum'}, (('svc', {}),)
   ),
-  'resmerge, gate on conflict': Entry('ours', {**_PAPER, 'head_gate': 'conflict'}),
+  'resmerge, gate on conflict': Entry('ours', {**PAPER, 'head_gate': 'conflict'}),
   'retention': Entry('ours', {'name': 'retention'}),
   'retention, layer': Entry('ours', {'name': 'retention', 'group': 'layer'}),
   'retention, model': Entry('ours', {'name': 'retention', 'group': 'model'}),
   'retention, rescaled': Entry('ours', {'name': 'retention', 'rescale': True}),
 }
-# Factors of the update, of which one is chosen on training prompts.
-LENGTHS = tuple(round(2 ** (n / 2), 2) for n in range(-2, 7))  # 0.5 to 8
 
 
 def comparison(bundled: Mapping[str, Parameters], n_experts: int) -> dict[str, Entry]:

@@ -15,6 +15,8 @@ from flax import nnx
 from resmerge_jax.errors import InputError
 from resmerge_jax.models.decoder import Cache, Decoder
 
+_OPENING = 16  # tokens: an opening is a multiple, so that few programs are compiled
+
 
 class Generated(NamedTuple):
   """New tokens, int32 [B, G], and how many of them each text has, int32 [B].
@@ -58,6 +60,8 @@ def generate(
 ) -> Generated:
   """Up to `max_new` tokens after each prompt. One program per shape of the arguments.
 
+  What all prompts begin with goes through the model once, in whole sixteens of tokens.
+
   Args:
     tokens_BxT: int32 prompts, padded on the left (`left_padded`).
     mask_BxT: True for tokens, False for padding.
@@ -75,16 +79,27 @@ def generate(
   if problems:
     raise InputError('generate: arguments that cannot be used', problems)
   graph, state = nnx.split(model)
+  n = _shared(tokens_BxT, mask_BxT)
   return _generate(
     state,
-    tokens_BxT,
-    mask_BxT,
+    tokens_BxT[:1, mask_BxT[0]][:, :n],
+    tokens_BxT[:, n:],
+    mask_BxT[:, : mask_BxT.shape[1] - n],  # without as many tokens, not as much padding
     key if temperature > 0 else None,
     jnp.float32(temperature),
     np.asarray(eos_ids, np.int32),
     graph=graph,
     max_new=max_new,
   )
+
+
+def _shared(tokens_BxT: np.ndarray, mask_BxT: np.ndarray) -> int:
+  """How many tokens all prompts begin with: a multiple of sixteen, and not all of one."""
+  least = int(mask_BxT.sum(axis=1).min()) - 1
+  pairs = zip(tokens_BxT, mask_BxT, strict=True)
+  starts = np.array([row[mask][:least] for row, mask in pairs])
+  n_same = int(np.logical_and.accumulate((starts == starts[0]).all(axis=0)).sum())
+  return n_same // _OPENING * _OPENING if len(starts) > 1 else 0
 
 
 def _problems(
@@ -131,6 +146,7 @@ class _Progress(NamedTuple):
 @functools.partial(jax.jit, static_argnames=('graph', 'max_new'))
 def _generate(
   state: nnx.State,
+  opening_1xP: jax.Array,
   tokens_BxT: jax.Array,
   mask_BxT: jax.Array,
   key: jax.Array | None,
@@ -141,7 +157,15 @@ def _generate(
   max_new: int,
 ) -> Generated:
   model: Decoder = nnx.merge(graph, state)
-  return continued(model, tokens_BxT, mask_BxT, key, temperature, eos_ids, max_new)
+  slots = opening_1xP.shape[1] + tokens_BxT.shape[1] + max_new - 1
+  cache = None
+  if opening_1xP.size:
+    _, opened = model.hidden(opening_1xP, cache=model.empty_cache(1, slots))
+    assert opened is not None
+    cache = opened.repeated(len(tokens_BxT))
+  return continued(
+    model, tokens_BxT, mask_BxT, key, temperature, eos_ids, max_new, cache=cache
+  )
 
 
 def continued(
@@ -153,11 +177,13 @@ def continued(
   eos_ids: Any,
   max_new: int,
   samples: int = 1,
+  cache: Cache | None = None,
 ) -> Generated:
   """`generate` for use inside a program: nothing is checked. No key: greedy.
 
   The prompts go in one pass, then a token a step until all texts have ended. Each is
-  continued `samples` times, in rows that lie together.
+  continued `samples` times, in rows that lie together. `cache`: what comes before the
+  prompts, with room for them and for `max_new` - 1 tokens.
   """
   n_prompts, width = tokens_BxT.shape
   n_texts = n_prompts * samples
@@ -190,8 +216,9 @@ def continued(
       now.lengths_B + ~now.is_done_B,
     )
 
-  empty = model.empty_cache(n_prompts, width + max_new - 1)
-  x_BxTxD, cache = model.hidden(tokens_BxT, mask_BxT, cache=empty)
+  if cache is None:
+    cache = model.empty_cache(n_prompts, width + max_new - 1)
+  x_BxTxD, cache = model.hidden(tokens_BxT, mask_BxT, cache=cache)
   assert cache is not None
   if samples > 1:
     x_BxTxD = jnp.repeat(x_BxTxD[:, -1:], samples, axis=0)

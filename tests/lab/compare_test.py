@@ -15,7 +15,7 @@ from resmerge_jax.lab.group import RECORD, save_model
 from resmerge_jax.lab.merges import load_group
 from resmerge_jax.lab.recipe import GroupRecipe, ModelRecipe
 from resmerge_jax.lab.scores import Measured, paired_difference
-from resmerge_jax.lab.variants import LENGTHS, Entry
+from resmerge_jax.lab.variants import Entry
 from resmerge_jax.models.decoder import Decoder
 
 RECIPE = GroupRecipe(
@@ -23,6 +23,7 @@ RECIPE = GroupRecipe(
   model=ModelRecipe(hidden_size=16, intermediate_size=24, layers=1),
   check_prompts=10,
   test_prompts=10,
+  lengths=(1.0, 0.5),
 )
 PAIR = dataclasses.replace(RECIPE, tasks=('math', 'math_low'))
 METHODS = {
@@ -144,10 +145,13 @@ def test_probes_and_measuring(folder, monkeypatch):
   mixed = probes.score_budgets(group, 'agreement')
   assert list(mixed)[:2] == ['rho = 0', 'rho = 0.1']
   monkeypatch.setattr(compare, '_curves', lambda _: {'budget': mixed})
-  monkeypatch.setattr('resmerge_jax.lab.merges.LENGTHS', LENGTHS[:2])
   monkeypatch.setattr(probes, 'PARTS', {'residual': 'residual_only'})
   said = []
-  found = compare.measure_group(PAIR, ('rl',), folder, METHODS, 'bf16', said.append)
+
+  def measure(entries):
+    return compare.measure_group(PAIR, ('rl',), folder, entries, 'bf16', said.append)
+
+  found = measure(METHODS)
   assert found.scores.keys() == {'base', *PAIR.experts, *METHODS}
   assert found.tuned.keys() == found.factors.keys() == METHODS.keys()
   assert found.parts['rl_math'].keys() == {'residual'}
@@ -165,6 +169,33 @@ def test_probes_and_measuring(folder, monkeypatch):
   for name, x in probes._between(none, whole, 0.2).items():
     # Sums of a few float32 products; weights are of order 0.1.
     np.testing.assert_allclose(x, paper[name], atol=1e-6)
+
+  # What was measured once is not measured again; what was not, is.
+  def score(*_, **__):
+    raise AssertionError('scored')
+
+  monkeypatch.setattr(compare, 'score_merge', score)
+  again = measure(METHODS)
+  np.testing.assert_equal(again._asdict(), found._asdict())
+  assert 'seed_0: 8 things were measured before' in said
+  with pytest.raises(AssertionError, match='scored'):
+    measure({**METHODS, 'sum': Entry('', {'name': 'task_arithmetic', 'scale': 2.0})})
+
+
+def test_geometry_of_task_vectors(folder):
+  """Against the whole vectors side by side."""
+  group = load_group(PAIR, folder, 'bf16', list(PAIR.experts))
+  a, b = (
+    np.concatenate([(x[n] - group.base[n]).ravel() for n in group.base]).astype(float)
+    for x in group.experts.values()
+  )
+  record = {'rule': 'method', 'sigma': [[1.0]], 'delta_norm': [2.0]}
+  record |= dict.fromkeys(('s_R', 'c_R', 'S_H', 'alpha_R'), 0.5)
+  found = probes.geometry(group, [record])
+  expected = a @ b / np.sqrt((a @ a) * (b @ b))
+  assert found['cosine'] == pytest.approx(expected, rel=1e-9)
+  assert found['zeros'] == pytest.approx(((a == 0).mean() + (b == 0).mean()) / 2)
+  assert 0 < found['zeros'] < 1
 
 
 def test_geometry_by_layer():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from resmerge_jax.errors import InputError
-from resmerge_jax.models.generate import _generate, generate, left_padded
+from resmerge_jax.models.generate import _generate, _shared, generate, left_padded
 from tests.models import tiny
 
 PROMPTS = [[3, 4, 5], [7], [9, 10, 11]]
@@ -31,6 +31,22 @@ def test_greedy_is_the_likeliest_next_token_of_the_whole_text(model):
     mask = np.arange(12)[None] < whole.shape[1]
     best = np.asarray(tiny.forward(model, padded, mask)).argmax(-1)[0]
     assert list(best[len(prompt) - 1 : whole.shape[1] - 1]) == list(new)
+
+
+@pytest.mark.parametrize(('shared', 'opening'), [(15, 0), (16, 16), (40, 32)])
+def test_what_prompts_begin_with_goes_through_once(model, shared, opening):
+  begun = [int(token) for token in np.random.default_rng(0).integers(1, 40, shared)]
+  prompts = [[*begun, *prompt] for prompt in PROMPTS]
+  tokens, mask = left_padded(prompts, 50)
+  assert _shared(tokens, mask) == opening
+  assert _shared(tokens[:1], mask[:1]) == 0
+  assert _shared(tokens[:2], mask[:2]) == opening
+  # A prompt that is all opening keeps a token of its own.
+  assert _shared(*left_padded([begun, begun])) == (shared - 1) // 16 * 16
+  got = generate(model, tokens, mask, max_new=6, eos_ids=())
+  for row, prompt in zip(np.asarray(got.tokens_BxG), prompts, strict=True):
+    alone = generate(model, *left_padded([prompt], 50), max_new=6, eos_ids=())
+    np.testing.assert_array_equal(row, alone.tokens_BxG[0])
 
 
 def test_draws_depend_on_key_row_and_step_alone(model):

@@ -1,0 +1,70 @@
+"""What was measured of a group, kept as soon as it is known: a long comparison goes on
+where it was killed.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+
+class Journal:
+  """A file of JSON lines: `about`, then a pair (what, found) for each measurement.
+
+  A file that is about something else is begun anew.
+  """
+
+  def __init__(self, file: pathlib.Path, about: Mapping[str, Any]):
+    self._file = file
+    self._found: dict[str, Any] = {}
+    about_line = json.dumps(about) + '\n'
+    text = file.read_text() if file.is_file() else ''
+    # A kill may cut the last line.
+    lines = [line for line in text.splitlines(keepends=True) if line.endswith('\n')]
+    if lines[:1] != [about_line]:
+      lines = [about_line]
+    for line in lines[1:]:
+      what, found = json.loads(line)
+      self._found[json.dumps(what)] = found
+    if (kept := ''.join(lines)) != text:
+      file.write_text(kept)
+
+  def __len__(self) -> int:
+    return len(self._found)
+
+  def measured(self, what: Any, measure: Callable[[], Any]) -> Any:
+    """What `measure` gives, or gave in an earlier run.
+
+    Args:
+      what: decides about the result, but for what the whole file is about.
+      measure: gives numbers, bool arrays, or mappings by text of such.
+    """
+    key = json.dumps(what)
+    if key not in self._found:
+      self._found[key] = to_json(measure())
+      with self._file.open('a') as stream:
+        stream.write(f'{json.dumps([what, self._found[key]])}\n')
+        stream.flush()
+        os.fsync(stream.fileno())
+    return from_json(self._found[key])
+
+
+def to_json(value: Any) -> Any:
+  """Right answers as text, 1 or 0 per prompt."""
+  if isinstance(value, Mapping):
+    return {name: to_json(part) for name, part in value.items()}
+  if isinstance(value, np.ndarray):
+    return ''.join('01'[int(right)] for right in value)
+  return value
+
+
+def from_json(value: Any) -> Any:
+  """What `to_json` was given."""
+  if isinstance(value, dict):
+    return {name: from_json(part) for name, part in value.items()}
+  if isinstance(value, str):
+    return np.array([digit == '1' for digit in value])
+  return value
