@@ -17,7 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     {
       'rate': 5e-6,
       'warmup': 3,
-      'steps': 60,
+      'steps': 80,
       'prompts': 6,
       'samples': 8,
       'bf16_weights': False,

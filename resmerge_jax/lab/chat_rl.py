@@ -2,8 +2,13 @@
 
 As lab/objectives.Grpo, but answers are read as text on the host, the gradient is summed
 prompt by prompt, and a prompt goes through the model once for all its answers. A prompt
-whose answers are all right or all wrong has no gradient and costs none. Letters as in
-models/layers.py; Q prompts with N answers each, P wide, and G the answers.
+whose answers are all right or all wrong has no gradient and costs none.
+
+Weights are kept and moved in float32; who answers, and whose gradient is taken, is the
+model of them rounded to bfloat16, as it will be stored: a step is far below bfloat16's,
+and what the unrounded model has learned may be lost by rounding.
+
+Letters as in models/layers.py; Q prompts with N answers each, P wide, and G the answers.
 """
 
 import functools
@@ -28,6 +33,7 @@ from resmerge_jax.models.decoder import Decoder
 from resmerge_jax.models.generate import continued
 
 _moved = jax.jit(moved, static_argnames='adam', donate_argnums=0)
+_stored = jax.jit(as_bf16)
 _BETA2 = 0.99
 _KEEP_EVERY = 5  # steps
 _TEMPERATURE = 0.7  # at 1 the base is right so seldom that RL has little to begin with
@@ -80,7 +86,7 @@ def train_chat_rl(
   record['length'] = length(params, base)
   record['same_bf16'] = same_bf16(params, base)
   prompts = prompts_of(task_name, recipe.check_prompts, test=False)
-  record['check'] = float(is_right(nnx.merge(graph, params), prompts).mean())
+  record['check'] = float(is_right(nnx.merge(graph, _stored(params)), prompts).mean())
   return params, record
 
 
@@ -104,8 +110,9 @@ def _step(
   end_id = encoding_of(task).end_id
   examples = task.examples(rng, rl.prompts)
   prompts_QxP = prompt_ids(task, examples)
+  params = _stored(training.params)
   drawn_BxG = draw(
-    training.params,
+    params,
     prompts_QxP,
     jax.random.key(int(rng.integers(2**31))),
     graph=graph,
@@ -121,11 +128,11 @@ def _step(
   )
   shape = (rl.prompts, rl.samples, -1)
   drawn_QxNxG, weights_QxNxG = drawn_BxG.reshape(shape), weights_BxG.reshape(shape)
-  grads = jax.tree.map(jnp.zeros_like, training.params)
+  grads = jax.tree.map(jnp.zeros_like, params)
   mixed = np.flatnonzero(rewards_QxN.std(axis=1) > 0)
   for q in mixed:
     answered = Answered(prompts_QxP[q : q + 1], drawn_QxNxG[q], weights_QxNxG[q])
-    grads = add_gradient(grads, training.params, answered, graph=graph)
+    grads = add_gradient(grads, params, answered, graph=graph)
   training = _moved(training, grads, jnp.float32(rate), adam)
   reward, share = float(rewards_QxN.mean()), len(mixed) / rl.prompts
   return training, {'reward': reward, 'mixed': share}

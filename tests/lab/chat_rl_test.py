@@ -90,6 +90,30 @@ def test_a_killed_training_ends_as_one_that_was_not(start, tmp_path):
   train(start, tmp_path / 'b.npy', steps=7)  # more steps go on from it
 
 
+def test_the_model_that_is_stored_answers(start, tmp_path, monkeypatch):
+  """Draws and gradients are of bfloat16 numbers, what is moved is not."""
+  seen = []
+  draw, add_gradient = chat_rl.draw, chat_rl.add_gradient
+
+  def drawn(params, *args, **options):
+    seen.append(params)
+    return draw(params, *args, **options)
+
+  def added(grads, params, *args, **options):
+    seen.append(params)
+    return add_gradient(grads, params, *args, **options)
+
+  monkeypatch.setattr(chat_rl, 'draw', drawn)
+  monkeypatch.setattr(chat_rl, 'add_gradient', added)
+  params, _ = train(start, tmp_path / 'a.npy', steps=3)
+  assert len(seen) > 3
+  for tree in seen:
+    for leaf in jax.tree.leaves(tree):
+      np.testing.assert_array_equal(leaf, leaf.astype(jnp.bfloat16))
+  moved = jax.tree.leaves(params)
+  assert any((leaf != leaf.astype(jnp.bfloat16)).any() for leaf in moved)
+
+
 def test_a_state_of_another_seed_is_refused(start, tmp_path):
   file = tmp_path / 'state.npy'
   train(start, file, steps=5)
