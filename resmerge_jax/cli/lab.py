@@ -66,6 +66,13 @@ def _define_flags(argv: list[str]) -> list[str]:
   )
   flags.DEFINE_string('output', 'out/lab', 'folder of the groups')
   flags.DEFINE_enum('precision', 'bf16', ['bf16', 'fp32'], 'weights that are evaluated')
+  flags.DEFINE_enum(
+    'merge_precision',
+    None,
+    ['bf16', 'fp32'],
+    'of the merges that compare measures (default: --precision). fp32 keeps changes '
+    'that are smaller than a step of bfloat16',
+  )
   flags.DEFINE_list('models', [], 'more model folders to evaluate')
   return rest
 
@@ -107,6 +114,7 @@ def main(argv: list[str]) -> None:
 
 def _compared(recipe: Any, output: pathlib.Path, say: Any) -> str:
   from resmerge_jax.lab.compare import compare_groups
+  from resmerge_jax.lab.merges import Precision
 
   flag = flags.FLAGS
   kinds = flag.kinds or recipe.kinds
@@ -120,10 +128,13 @@ def _compared(recipe: Any, output: pathlib.Path, say: Any) -> str:
   if n_experts < 2:
     raise InputError('compare: one expert is nothing to merge')
   folders = [output / f'seed_{seed}' for seed in flag.seeds or [flag.seed]]
-  name = '_'.join(['compare', flag.group, *(flag.kinds or [])])
+  precision = Precision(flag.precision, flag.merge_precision or flag.precision)
+  parts = ['compare', flag.group, *(flag.kinds or [])]
+  if precision.merges != precision.models:
+    parts.append(precision.name)
   entries = _entries(n_experts)
   return compare_groups(
-    recipe, kinds, folders, entries, flag.precision, output / name, say
+    recipe, kinds, folders, entries, precision, output / '_'.join(parts), say
   )
 
 

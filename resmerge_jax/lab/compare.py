@@ -17,6 +17,7 @@ from resmerge_jax.lab.group import RECORD, model_names
 from resmerge_jax.lab.journal import Journal, to_json
 from resmerge_jax.lab.merges import (
   Loaded,
+  Precision,
   Right,
   best_length,
   lengthened,
@@ -40,7 +41,7 @@ def compare_groups(
   kinds: Sequence[str],
   folders: Sequence[pathlib.Path],
   entries: Mapping[str, Entry],
-  precision: str,
+  precision: Precision,
   output: pathlib.Path,
   say: Say,
 ) -> str:
@@ -65,7 +66,7 @@ def measure_group(
   kinds: Sequence[str],
   folder: pathlib.Path,
   entries: Mapping[str, Entry],
-  precision: str,
+  precision: Precision,
   say: Say,
 ) -> Measured:
   """Everything that is measured on one group; says the CPU seconds of each phase.
@@ -73,7 +74,7 @@ def measure_group(
   What an earlier run has measured is read from compare_PRECISION.jsonl in `folder`.
   """
   clock = _Clock()
-  journal = Journal(folder / f'compare_{precision}.jsonl', _about(recipe, folder))
+  journal = Journal(folder / f'compare_{precision.name}.jsonl', _about(recipe, folder))
   if journal:
     say(f'{folder.name}: {len(journal)} things were measured before')
   every = load_group(recipe, folder, precision, list(recipe.experts))

@@ -22,20 +22,34 @@ Right = dict[str, np.ndarray]  # of a task: bool [Q], whether each answer is rig
 _STORED = {'bf16': np.dtype(ml_dtypes.bfloat16), 'fp32': np.dtype(np.float32)}
 
 
+class Precision(NamedTuple):
+  """bf16 or fp32: of the models that are read, and of the merges that are measured."""
+
+  models: str
+  merges: str
+
+  @property
+  def name(self) -> str:
+    return '_'.join(dict.fromkeys(self))
+
+
 class Loaded(NamedTuple):
   """A group's weights in float32, as one precision stores them."""
 
   recipe: GroupRecipe
-  precision: str
+  precision: Precision
   config: Mapping[str, Any]
   base: Tensors
   experts: Mapping[str, Tensors]
 
 
 def load_group(
-  recipe: GroupRecipe, folder: pathlib.Path, precision: str, experts: Sequence[str]
+  recipe: GroupRecipe,
+  folder: pathlib.Path,
+  precision: Precision,
+  experts: Sequence[str],
 ) -> Loaded:
-  paths = {name: folder / name / precision for name in ('base', *experts)}
+  paths = {name: folder / name / precision.models for name in ('base', *experts)}
   tensors = {
     name: dict(hf_tensors(load_decoder(path, param_dtype='float32')))
     for name, path in paths.items()
@@ -89,7 +103,8 @@ def best_length(group: Loaded, tensors: Tensors) -> float:
 
 
 def _decoder(group: Loaded, tensors: Tensors) -> Decoder:
-  """As the group's precision would store it, computed in float32."""
-  stored = {name: x.astype(_STORED[group.precision]) for name, x in tensors.items()}
+  """As merges are stored, computed in float32."""
+  dtype = _STORED[group.precision.merges]
+  stored = {name: x.astype(dtype) for name, x in tensors.items()}
   checkpoint = memory_checkpoint(stored, 'merged', group.config)
   return read_decoder(checkpoint, MemoryReader(stored, 'merged'), param_dtype='float32')

@@ -12,11 +12,12 @@ from flax import nnx
 from resmerge_jax.cli import lab
 from resmerge_jax.lab import compare, method_tables, probes
 from resmerge_jax.lab.group import RECORD, save_model
-from resmerge_jax.lab.merges import load_group
+from resmerge_jax.lab.merges import Precision, _decoder, load_group
 from resmerge_jax.lab.recipe import GroupRecipe, ModelRecipe
 from resmerge_jax.lab.scores import Measured, paired_difference
 from resmerge_jax.lab.variants import Entry
 from resmerge_jax.models.decoder import Decoder
+from resmerge_jax.models.save import hf_tensors
 
 RECIPE = GroupRecipe(
   tasks=('math',),
@@ -26,6 +27,7 @@ RECIPE = GroupRecipe(
   lengths=(1.0, 0.5),
 )
 PAIR = dataclasses.replace(RECIPE, tasks=('math', 'math_low'))
+BF16, FP32 = Precision('bf16', 'bf16'), Precision('fp32', 'fp32')
 METHODS = {
   'task_arithmetic': Entry('A.2', {'name': 'task_arithmetic'}),
   'resmerge': Entry('A.2', {'name': 'resmerge', 'variant': 'paper'}),
@@ -141,7 +143,7 @@ def folder(tmp_path_factory):
 
 
 def test_probes_and_measuring(folder, monkeypatch):
-  group = load_group(PAIR, folder, 'fp32', list(PAIR.experts))
+  group = load_group(PAIR, folder, FP32, list(PAIR.experts))
   mixed = probes.score_budgets(group, 'agreement')
   assert list(mixed)[:2] == ['rho = 0', 'rho = 0.1']
   monkeypatch.setattr(compare, '_curves', lambda _: {'budget': mixed})
@@ -149,7 +151,7 @@ def test_probes_and_measuring(folder, monkeypatch):
   said = []
 
   def measure(entries):
-    return compare.measure_group(PAIR, ('rl',), folder, entries, 'bf16', said.append)
+    return compare.measure_group(PAIR, ('rl',), folder, entries, BF16, said.append)
 
   found = measure(METHODS)
   assert found.scores.keys() == {'base', *PAIR.experts, *METHODS}
@@ -182,9 +184,29 @@ def test_probes_and_measuring(folder, monkeypatch):
     measure({**METHODS, 'sum': Entry('', {'name': 'task_arithmetic', 'scale': 2.0})})
 
 
+def test_merges_can_be_stored_in_another_precision_than_models(folder):
+  precision = Precision('bf16', 'fp32')
+  assert (precision.name, BF16.name) == ('bf16_fp32', 'bf16')
+  stored = {
+    which: load_group(PAIR, folder, which, list(PAIR.experts))
+    for which in (BF16, precision)
+  }
+  name = 'model.layers.0.mlp.up_proj.weight'
+  one = stored[BF16].experts['rl_math'][name]
+  np.testing.assert_array_equal(one, one.astype(jnp.bfloat16))
+  np.testing.assert_array_equal(one, stored[precision].experts['rl_math'][name])
+  finer = {**stored[precision].base, name: one * np.float32(1.001)}
+  merges = {
+    which: np.asarray(dict(hf_tensors(_decoder(group, finer)))[name])
+    for which, group in stored.items()
+  }
+  np.testing.assert_array_equal(merges[precision], finer[name])
+  assert (merges[BF16] != finer[name]).any()
+
+
 def test_geometry_of_task_vectors(folder):
   """Against the whole vectors side by side."""
-  group = load_group(PAIR, folder, 'bf16', list(PAIR.experts))
+  group = load_group(PAIR, folder, BF16, list(PAIR.experts))
   a, b = (
     np.concatenate([(x[n] - group.base[n]).ravel() for n in group.base]).astype(float)
     for x in group.experts.values()

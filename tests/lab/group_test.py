@@ -146,7 +146,7 @@ def test_comparison_of_groups(group, config, monkeypatch):
   monkeypatch.setattr(lab, '_entries', lambda n: entries if n == 2 else {})
 
   def measure(_, kinds, folder, given, *others):
-    assert (kinds, folder, others[0]) == (['rl', 'sft'], group[0], 'bf16')
+    assert (kinds, folder, others[0].name) == (['rl', 'sft'], group[0], wanted)
     right = {'math': np.arange(20) < 10}
     merges = dict.fromkeys(given, right)
     models = dict.fromkeys(MODELS, right)
@@ -159,12 +159,17 @@ def test_comparison_of_groups(group, config, monkeypatch):
     return Measured({**models, **merges}, merges, factors, parts, curves, {}, layers)
 
   monkeypatch.setattr(compare, 'measure_group', measure)
+  wanted = 'bf16'
   flags = ('--seeds=0', '--group=tiny', '--kinds=rl,sft')
   done = run('compare', config, group[0].parent, *flags)
   assert done.out == (group[0].parent / 'compare_tiny_rl_sft.md').read_text()
   names = [line.split(' | ')[0][2:] for line in done.out.splitlines() if '|' in line]
   assert names[2:6] == list(MODELS)
   assert names[8] == 'task_arithmetic'
+  wanted = 'bf16_fp32'
+  flags += ('--merge_precision=fp32',)
+  done = run('compare', config, group[0].parent, *flags)
+  assert (group[0].parent / 'compare_tiny_rl_sft_bf16_fp32.md').read_text() == done.out
   done = run('compare', config, group[0].parent, '--kinds=rl')
   assert done.err.endswith('compare: one expert is nothing to merge\n')
   done = run('compare', config, group[0].parent, '--kinds=rl,dpo')
