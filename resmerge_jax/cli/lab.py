@@ -8,7 +8,7 @@
             paper, of the methods' authors and of ours, each as it is and with its length
             tuned on training prompts; heads and residuals alone, other k and rho: tables
             with paired standard errors, OUTPUT/compare_GROUP.md, .csv, .json, .png.
-            A killed comparison goes on from OUTPUT/seed_SEED/compare_PRECISION.jsonl
+            A killed comparison goes on from OUTPUT/seed_SEED/measured_*.jsonl
 
 Needs the extra `lab`. Every model lies in OUTPUT/seed_SEED/NAME/bf16 and .../fp32
 as transformers loads it; OUTPUT/seed_SEED/NAME/record.json says how it was trained.

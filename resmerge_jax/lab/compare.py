@@ -71,12 +71,12 @@ def measure_group(
 ) -> Measured:
   """Everything that is measured on one group; says the CPU seconds of each phase.
 
-  What an earlier run has measured is read from compare_PRECISION.jsonl in `folder`.
+  What an earlier run has measured is read from its journal in `folder`.
   """
   clock = _Clock()
-  journal = Journal(folder / f'compare_{precision.name}.jsonl', _about(recipe, folder))
+  journal = Journal(folder, _about(recipe, folder, precision))
   if journal:
-    say(f'{folder.name}: {len(journal)} things were measured before')
+    say(f'{folder.name}: {len(journal)} things were measured before: {journal.file}')
   every = load_group(recipe, folder, precision, list(recipe.experts))
   chosen = {n: every.experts[n] for n, (k, _) in recipe.experts.items() if k in kinds}
   group, merged_kinds = every._replace(experts=chosen), list(kinds)
@@ -106,7 +106,9 @@ def measure_group(
   return Measured(scores, tuned, factors, parts, curves, *geometry.values())
 
 
-def _about(recipe: GroupRecipe, folder: pathlib.Path) -> dict[str, Any]:
+def _about(
+  recipe: GroupRecipe, folder: pathlib.Path, precision: Precision
+) -> dict[str, Any]:
   """What decides about all that is measured."""
   made = {n: (folder / n / RECORD).read_bytes() for n in model_names(recipe)}
   asked = [
@@ -119,6 +121,7 @@ def _about(recipe: GroupRecipe, folder: pathlib.Path) -> dict[str, Any]:
     'models': {name: zlib.crc32(record) for name, record in made.items()},
     'prompts': zlib.crc32(json.dumps(asked).encode()),
     'lengths': recipe.lengths,
+    'precision': precision,
   }
 
 

@@ -5,6 +5,7 @@ where it was killed.
 import json
 import os
 import pathlib
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,23 +15,23 @@ import numpy as np
 class Journal:
   """A file of JSON lines: `about`, then a pair (what, found) for each measurement.
 
-  A file that is about something else is begun anew.
+  Args:
+    folder: where the file is, under a name that follows from `about`.
+    about: what decides about all that is measured.
   """
 
-  def __init__(self, file: pathlib.Path, about: Mapping[str, Any]):
-    self._file = file
-    self._found: dict[str, Any] = {}
+  def __init__(self, folder: pathlib.Path, about: Mapping[str, Any]):
     about_line = json.dumps(about) + '\n'
-    text = file.read_text() if file.is_file() else ''
+    self.file = folder / f'measured_{zlib.crc32(about_line.encode()):08x}.jsonl'
+    self._found: dict[str, Any] = {}
+    text = self.file.read_text() if self.file.is_file() else ''
     # A kill may cut the last line.
     lines = [line for line in text.splitlines(keepends=True) if line.endswith('\n')]
-    if lines[:1] != [about_line]:
-      lines = [about_line]
     for line in lines[1:]:
       what, found = json.loads(line)
       self._found[json.dumps(what)] = found
-    if (kept := ''.join(lines)) != text:
-      file.write_text(kept)
+    if (whole := ''.join(lines) or about_line) != text:
+      self.file.write_text(whole)
 
   def __len__(self) -> int:
     return len(self._found)
@@ -45,7 +46,7 @@ class Journal:
     key = json.dumps(what)
     if key not in self._found:
       self._found[key] = to_json(measure())
-      with self._file.open('a') as stream:
+      with self.file.open('a') as stream:
         stream.write(f'{json.dumps([what, self._found[key]])}\n')
         stream.flush()
         os.fsync(stream.fileno())

@@ -13,10 +13,9 @@ def never():
 
 
 def test_what_was_measured_is_kept(tmp_path):
-  file = tmp_path / 'journal.jsonl'
-  journal = Journal(file, {'models': 1})
+  journal = Journal(tmp_path, {'models': 1})
   first = journal.measured(['a', 1], lambda: FOUND)
-  again = Journal(file, {'models': 1})
+  again = Journal(tmp_path, {'models': 1})
   assert len(again) == 1
   for found in (first, again.measured(['a', 1], never)):
     np.testing.assert_equal(found, FOUND)
@@ -26,21 +25,29 @@ def test_what_was_measured_is_kept(tmp_path):
 
 
 def test_a_line_cut_by_a_kill_is_measured_again(tmp_path):
-  file = tmp_path / 'journal.jsonl'
-  journal = Journal(file, {})
+  journal = Journal(tmp_path, {})
   journal.measured('a', lambda: 1.0)
   journal.measured('b', lambda: 2.0)
-  for cut in range(1, len(file.read_text().splitlines()[-1])):
-    copy = tmp_path / f'{cut}.jsonl'
-    copy.write_bytes(file.read_bytes()[:-cut])
-    continued = Journal(copy, {})
+  whole = journal.file.read_bytes()
+  for cut in range(1, len(whole.splitlines()[-1]) + 1):
+    journal.file.write_bytes(whole[:-cut])
+    continued = Journal(tmp_path, {})
     assert len(continued) == 1
     assert continued.measured('b', lambda: 3.0) == 3.0
-    assert Journal(copy, {}).measured('b', never) == 3.0
+    assert Journal(tmp_path, {}).measured('b', never) == 3.0
 
 
-def test_another_group_begins_anew(tmp_path):
-  file = tmp_path / 'journal.jsonl'
-  Journal(file, {'models': 1}).measured('a', lambda: 1.0)
-  assert Journal(file, {'models': 2}).measured('a', lambda: 2.0) == 2.0
-  assert Journal(file, {'models': 2}).measured('a', never) == 2.0
+@pytest.mark.parametrize('left', [0, 1])
+def test_a_first_line_cut_by_a_kill_is_written_again(tmp_path, left):
+  journal = Journal(tmp_path, {})
+  journal.file.write_bytes(journal.file.read_bytes()[:left])
+  Journal(tmp_path, {}).measured('a', lambda: 1.0)
+  assert len(Journal(tmp_path, {})) == 1
+
+
+def test_groups_of_one_seed_have_journals_of_their_own(tmp_path):
+  for about in ({'models': 1}, {'models': 2}):
+    journal = Journal(tmp_path, about)
+    journal.measured('a', lambda about=about: about['models'])
+  assert Journal(tmp_path, {'models': 1}).measured('a', never) == 1
+  assert Journal(tmp_path, {'models': 2}).measured('a', never) == 2
