@@ -36,7 +36,11 @@ from ml_collections import config_flags
 
 from resmerge_jax.cli.app import run_app
 from resmerge_jax.cli.config_file import bundled_configs, load_config, take
-from resmerge_jax.cli.runtime import keep_jit_programs, keep_programs
+from resmerge_jax.cli.runtime import (
+  keep_jit_programs,
+  keep_programs,
+  tune_libraries,
+)
 from resmerge_jax.errors import InputError
 
 COMMANDS = ('train', 'evaluate', 'compare')
@@ -155,4 +159,5 @@ def _entries(n_experts: int) -> dict[str, Any]:
 
 def run() -> None:
   """Entry point of `resmerge-lab` and `python -m tools.lab`."""
+  tune_libraries()
   run_app(main, __doc__, define=_define_flags)
