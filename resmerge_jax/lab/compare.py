@@ -131,8 +131,11 @@ def _measure_merge(group: Loaded, entry: Entry, clock: '_Clock') -> dict[str, An
   clock.lap('merges')
   found: dict[str, Any] = {'as it is': score_merge(group, tensors)}
   factor = found['factor'] = best_length(group, tensors)
-  longer = lengthened(group, tensors, factor)
-  found['tuned'] = found['as it is'] if factor == 1 else score_merge(group, longer)
+  found['tuned'] = (
+    found['as it is']
+    if factor == 1
+    else score_merge(group, lengthened(group, tensors, factor))
+  )
   clock.lap('merges answer')
   return found
 
