@@ -21,7 +21,7 @@ MALLOC = 'GLIBC_TUNABLES'
 PATIENCE, SHORTEST = 'OPENBLAS_THREAD_TIMEOUT', '4'
 # One heap, which keeps what is freed of it; large blocks go back to the system.
 ALLOCATION = (
-  'glibc.malloc.hugetlb=1:glibc.malloc.arena_max=1'
+  'glibc.malloc.hugetlb=1:glibc.malloc.arena_max=4'
   ':glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=134217728'
 )
 

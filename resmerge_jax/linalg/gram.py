@@ -10,7 +10,7 @@ from resmerge_jax.linalg.krylov import PRECISION, Head
 from resmerge_jax.linalg.products import (
   gram_of_products,
   less_heads,
-  norms_of_sums_of_products,
+  squares_of_sums_of_products,
 )
 from resmerge_jax.linalg.task_vectors import Products, TaskVectors
 
@@ -27,19 +27,19 @@ def gram(x_NxRxC: Matrices) -> jax.Array:
     return gram_of_products(x_NxRxC)
   n = len(x_NxRxC)
   pairs = [(i, j) for i in range(n) for j in range(i, n)]
-  total = sums([x_NxRxC[i] * x_NxRxC[j] for i, j in pairs])
-  at = {pair: t for t, pair in enumerate(pairs)}
-  order = [at[min(i, j), max(i, j)] for i in range(n) for j in range(n)]
-  return total[jnp.array(order)].reshape(n, n)
+  rows = row_sums([x_NxRxC[i] * x_NxRxC[j] for i, j in pairs])
+  of = dict(zip(pairs, rows, strict=True))
+  both_XxR = jnp.stack([of[min(i, j), max(i, j)] for i in range(n) for j in range(n)])
+  return both_XxR.sum(1).reshape(n, n)
 
 
-def norms_of_sums(x_NxRxC: Matrices, coefficients_SxN: jax.Array) -> jax.Array:
-  """||sum_n s_n X_n|| for each row s: summed before squared, so nothing cancels."""
+def squares_of_sums(x_NxRxC: Matrices, coefficients_SxN: jax.Array) -> jax.Array:
+  """||sum_n s_n X_n||^2 for each row s: summed before squared, so nothing cancels."""
   if isinstance(x_NxRxC, Products):
-    return norms_of_sums_of_products(x_NxRxC, coefficients_SxN)
+    return squares_of_sums_of_products(x_NxRxC, coefficients_SxN)
   n = len(x_NxRxC)
   combined = [sum(s_N[i] * x_NxRxC[i] for i in range(n)) for s_N in coefficients_SxN]
-  return jnp.sqrt(sums([x * x for x in combined]))
+  return sums([x * x for x in combined])
 
 
 def sums(x_list: Sequence[jax.Array]) -> jax.Array:

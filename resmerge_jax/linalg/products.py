@@ -79,10 +79,10 @@ def squares(x_NxRxC: Products) -> jax.Array:
   return (orthonormal(x_NxRxC).left_NxRxF ** 2).sum(2).sum(1)
 
 
-def norms_of_sums_of_products(
+def squares_of_sums_of_products(
   x_NxRxC: Products, coefficients_SxN: jax.Array
 ) -> jax.Array:
-  """||sum_n s_n D_n|| for each row s: summed before squared, as one wider product."""
+  """||sum_n s_n D_n||^2 for each row s: summed before squared, as one wider product."""
   n, n_rows, f = x_NxRxC.left_NxRxF.shape
   right_XxC = x_NxRxC.right_NxFxC.reshape(1, n * f, -1)
 
@@ -91,7 +91,7 @@ def norms_of_sums_of_products(
     left_RxX = scaled_NxRxF.swapaxes(0, 1).reshape(1, n_rows, n * f)
     return squares(Products(x_NxRxC.base_RxC, left_RxX, right_XxC))[0]
 
-  return jnp.sqrt(jnp.stack([square(s_N) for s_N in coefficients_SxN]))
+  return jnp.stack([square(s_N) for s_N in coefficients_SxN])
 
 
 def counts(x_NxRxC: Products) -> jax.Array:

@@ -14,8 +14,8 @@ from resmerge_jax.linalg.gram import (
   another_pass,
   gram,
   head_gram,
-  norms_of_sums,
   residual,
+  squares_of_sums,
 )
 from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.linalg.task_vectors import Products, TaskVectors
@@ -133,15 +133,16 @@ def _norms_of_sums(
   The Gram matrix gives a square to a few units of float32 of (sum_n s_n ||R_n||)^2; at
   CANCELS of that the norm still has six digits. Below, the matrices are summed first.
   """
-  squares_S = jnp.einsum(
-    'sn,nm,sm->s', coefficients_SxN, gram_NxN, coefficients_SxN, precision='highest'
-  )
-  most_S = (coefficients_SxN @ _norms(gram_NxN)) ** 2
-  return jax.lax.cond(
+  # Sums of products, not dots: at this size they compile in a tenth of the time.
+  s_SxN = coefficients_SxN
+  squares_S = (s_SxN[:, :, None] * gram_NxN * s_SxN[:, None, :]).sum((1, 2))
+  most_S = (s_SxN * _norms(gram_NxN)).sum(1) ** 2
+  squares_S = jax.lax.cond(
     jnp.any(squares_S < CANCELS * most_S),
-    lambda: norms_of_sums(residual(*another_pass(delta_NxRxC, head)), coefficients_SxN),
-    lambda: jnp.sqrt(squares_S),
+    lambda: squares_of_sums(residual(*another_pass(delta_NxRxC, head)), s_SxN),
+    lambda: squares_S,
   )
+  return jnp.sqrt(squares_S)
 
 
 def _e(params: ResMerge) -> float:
@@ -208,7 +209,7 @@ def _branch(
   noise by noise; there the backbone is zero, as in the first release.
   """
   n = norm_R_N.shape[0]
-  nothing = norm_R_N.max() <= (0.0 if params.variant == 'paper' else TINY)
+  nothing = jnp.all(norm_R_N <= (0.0 if params.variant == 'paper' else TINY))
   if params.backbone == 'none':
     return jnp.int32(ZERO)
   if params.backbone == 'mean':

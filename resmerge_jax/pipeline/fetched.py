@@ -8,7 +8,8 @@ import numpy as np
 
 from resmerge_jax.linalg.krylov import Head
 from resmerge_jax.pipeline.kernel_spec import staged_dtype
-from resmerge_jax.pipeline.kernels import Merged, Sums
+from resmerge_jax.pipeline.kernels import Found, Merged, Sums
+from resmerge_jax.pipeline.packed import unpack
 from resmerge_jax.plan.stacks import Step
 
 
@@ -45,16 +46,15 @@ class Fetched:
 
 def fetch(step: Step, merged: Merged) -> Fetched:
   """Waits for a step and takes what lies on this process' devices, without copies."""
-  held, owned, (sums, stats, head, recipe) = held_numbers(
-    step, (merged.sums, merged.stats, merged.head, merged.recipe)
-  )
+  held, owned, (packed, stats) = held_numbers(step, (merged.found, merged.stats))
+  found: Found = unpack(packed)
   return Fetched(
     layers=held,
     owned=owned,
-    sums=sums,
-    stats=stats,
-    head=head,
-    recipe=recipe,
+    sums=found.sums,
+    stats=found.stats | (stats or {}),
+    head=found.head,
+    recipe=found.recipe,
     pieces=() if merged.out_LxRxC is None else _pieces(step, merged.out_LxRxC),
   )
 

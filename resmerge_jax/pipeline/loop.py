@@ -22,10 +22,9 @@ from resmerge_jax.pipeline.turns import Turn
 from resmerge_jax.pipeline.work import Work
 from resmerge_jax.plan.stacks import Step
 from resmerge_jax.plan.step_sizes import STAGED
-from resmerge_jax.sizes import cores
 
 READ_THREADS = 2  # preadv and page-cache copies release the GIL; two saturate memory
-COMPILE_THREADS = cores()
+COMPILE_THREADS = 1
 WAITS = ('read_wait', 'compile_wait', 'compute_wait', 'finish_wait')
 
 

@@ -32,6 +32,7 @@ ARITHMETIC = (
   'pipeline/coefficients.py',
   'pipeline/kernels.py',
   'pipeline/kernel_spec.py',
+  'pipeline/packed.py',
   'pipeline/updates.py',
   'sharding.py',
   'types.py',

@@ -96,10 +96,19 @@ def _rank(group: ExpertGroup, stack: Stack, names: Sequence[str]) -> int:
 
 
 def build_steps(stacks: Sequence[Stack], group: ExpertGroup) -> tuple[Step, ...]:
-  """All steps, stack by stack. Tensors without elements need none."""
+  """All steps, stack by stack. Tensors without elements need none.
+
+  First matrices whose program compiles soonest, then the largest stacks: their steps run
+  while the programs of the others compile.
+  """
+
+  def turn(stack: Stack) -> tuple[bool, int]:
+    later = stack.chosen.whole or stack.n_rows == 1
+    return later, -len(stack.names) * stack.n_rows * stack.n_cols
+
   return tuple(
     step
-    for stack in stacks
+    for stack in sorted(stacks, key=turn)
     if stack.n_rows * stack.n_cols
     for step in _steps(stack, group)
   )

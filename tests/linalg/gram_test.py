@@ -64,15 +64,15 @@ def test_row_sums():
   np.testing.assert_array_equal(second_R, -2 * x_RxC.sum(1))
 
 
-def test_norms_of_sums_do_not_cancel():
+def test_squares_of_sums_do_not_cancel():
   """||X - X'|| of nearly equal matrices: through the Gram it would be noise."""
   x_NxRxC = deltas(2, 50, 40)
   x_NxRxC[1] = x_NxRxC[0] * np.float32(1 + 1e-5)
   coefficients_SxN = np.array([[1, 1], [1, -1], [0, 0]], np.float32)
-  got = compiled(gram_lib.norms_of_sums)(x_NxRxC, coefficients_SxN)
+  got = compiled(gram_lib.squares_of_sums)(x_NxRxC, coefficients_SxN)
   x = x_NxRxC.astype(np.float64)
   want = [np.linalg.norm(x[0] + x[1]), np.linalg.norm(x[0] - x[1]), 0.0]
-  np.testing.assert_allclose(got, want, rtol=1e-5)
+  np.testing.assert_allclose(np.sqrt(got), want, rtol=1e-5)
 
 
 @pytest.mark.parametrize(('rows', 'cols', 'k'), [(40, 30, 1), (30, 40, 3), (4, 30, 4)])

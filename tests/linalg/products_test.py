@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from resmerge_jax.linalg.exact import exact_head
-from resmerge_jax.linalg.gram import gram, norms_of_sums, residual
+from resmerge_jax.linalg.gram import gram, residual, squares_of_sums
 from resmerge_jax.linalg.krylov import Head, block_size, ritz_size
 from resmerge_jax.linalg.products import counts, heads, squares
 from resmerge_jax.linalg.task_vectors import Products, TaskVectors, formed
@@ -73,7 +73,7 @@ def test_inner_products_norms_and_updates():
   np.testing.assert_allclose(squares(x), norm_N**2, rtol=1e-5)
   s_SxN = jnp.float32([[1, 1, 1], [1, -2, 0.5], [0, 0, 0]])
   want_S = np.linalg.norm(np.einsum('sn,nrc->src', s_SxN, d_NxRxC), axis=(1, 2))
-  np.testing.assert_allclose(norms_of_sums(x, s_SxN), want_S, rtol=1e-5)
+  np.testing.assert_allclose(np.sqrt(squares_of_sums(x, s_SxN)), want_S, rtol=1e-5)
   rng = np.random.default_rng(1)
   a_N, w_T, u_TxR, v_TxC = (
     jnp.float32(rng.standard_normal(shape)) for shape in ((N,), (2,), (2, R), (2, C))
