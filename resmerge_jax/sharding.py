@@ -117,6 +117,8 @@ def apart_by_layer(on_stack: Callable[..., Any], mesh: Mesh) -> Callable[..., An
 
 def by_layer(on_layers: Callable[[Any], Any], mesh: Mesh) -> Callable[[Any], Any]:
   """The same for a function of one tree of arrays with an entry per layer."""
+  if mesh.size == 1:
+    return on_layers
   layers = PartitionSpec(AXES[0])
   return jax.shard_map(
     on_layers,

@@ -35,7 +35,8 @@ ALLOWED = {
   'synthetic': GROUND | {'checkpoint'},
   'bench': {'checkpoint', 'synthetic', 'sizes', 'errors', 'types', 'version', '__init__'},
   'models': FILES | {'writers'},
-  'lab': GROUND | {'checkpoint', 'methods', 'models', 'parameters', 'pipeline', 'plan'},
+  'lab': GROUND
+  | {'checkpoint', 'methods', 'models', 'parameters', 'pipeline', 'plan', 'writers'},
   'adarank': NUMERIC | FILES | {'config', 'models', 'pipeline'},
   'scores': {'errors'},
   'diagnostics': NUMERIC | FILES | {'config', 'parameters', 'pipeline', 'writers'},

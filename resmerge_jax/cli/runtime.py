@@ -19,7 +19,8 @@ MALLOC = 'GLIBC_TUNABLES'
 # After each call OpenBLAS, LAPACK's and NumPy's, has its threads wait busily on the cores
 # that XLA's need: 2**26 cycles, unless told (as a power of two).
 PATIENCE, SHORTEST = 'OPENBLAS_THREAD_TIMEOUT', '4'
-# One heap, which keeps what is freed of it; large blocks go back to the system.
+# Few heaps, which keep what is freed of them; large blocks go back to the system. With
+# one the threads that compile wait for each other, with many more stays behind in them.
 ALLOCATION = (
   'glibc.malloc.hugetlb=1:glibc.malloc.arena_max=4'
   ':glibc.malloc.mmap_threshold=33554432:glibc.malloc.trim_threshold=134217728'
@@ -68,8 +69,12 @@ def run_merging(
 def keep_programs() -> None:
   """Keeps compiled merge programs in the user's cache folder for the next run."""
   # here, so that flags are checked before JAX is loaded
+  import jax
+
   from resmerge_jax.pipeline.program_cache import keep_programs_in
 
+  # Lines of source in a program would be 5 % of its compiling.
+  jax.config.update('jax_traceback_in_locations_limit', 0)
   keep_programs_in(_cache_folder() / 'programs')
 
 

@@ -14,7 +14,7 @@ from resmerge_jax.lab import probes
 from resmerge_jax.lab.answers import prompts_of
 from resmerge_jax.lab.evaluate import check_complete
 from resmerge_jax.lab.group import RECORD, model_names
-from resmerge_jax.lab.journal import Journal, to_json
+from resmerge_jax.lab.measurements import Measurements, to_json
 from resmerge_jax.lab.merges import (
   Loaded,
   Precision,
@@ -74,7 +74,7 @@ def measure_group(
   What an earlier run has measured is read from its journal in `folder`.
   """
   clock = _Clock()
-  journal = Journal(folder, _about(recipe, folder, precision))
+  journal = Measurements(folder, _about(recipe, folder, precision))
   if journal:
     say(f'{folder.name}: {len(journal)} things were measured before: {journal.file}')
   every = load_group(recipe, folder, precision, list(recipe.experts))

@@ -16,12 +16,11 @@ from resmerge_jax.pipeline.chips import Chip, chip_of
 from resmerge_jax.pipeline.hlo import Collective, collectives
 from resmerge_jax.pipeline.kernel_spec import KernelSpec, step_spec
 from resmerge_jax.pipeline.kernels import compile_kernel
-from resmerge_jax.pipeline.loop import COMPILE_THREADS
 from resmerge_jax.plan.accelerators import Accelerators
 from resmerge_jax.plan.plan import MergePlan
 from resmerge_jax.plan.stacks import FLOAT32, Step
 from resmerge_jax.sharding import AXES
-from resmerge_jax.sizes import format_size
+from resmerge_jax.sizes import cores, format_size
 
 # Solver steps of each cycle; it ends after any of them. A head that stands out takes
 # two, no head more than all.
@@ -137,7 +136,7 @@ def compile_ahead(
     progress(named(spec, steps[spec]))
     return _compile(spec, tuple(steps[spec]), devices, chip)
 
-  with concurrent.futures.ThreadPoolExecutor(COMPILE_THREADS) as pool:
+  with concurrent.futures.ThreadPoolExecutor(cores()) as pool:
     found = list(pool.map(compiled, steps))
   return Ahead(
     topology,

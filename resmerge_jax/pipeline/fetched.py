@@ -45,7 +45,7 @@ class Fetched:
 
 
 def fetch(step: Step, merged: Merged) -> Fetched:
-  """Waits for a step and takes what lies on this process' devices, without copies."""
+  """Waits for a step and takes what lies on this process' devices, weights uncopied."""
   held, owned, (packed, stats) = held_numbers(step, (merged.found, merged.stats))
   found: Found = unpack(packed)
   return Fetched(

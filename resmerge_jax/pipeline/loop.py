@@ -3,9 +3,10 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -22,9 +23,9 @@ from resmerge_jax.pipeline.turns import Turn
 from resmerge_jax.pipeline.work import Work
 from resmerge_jax.plan.stacks import Step
 from resmerge_jax.plan.step_sizes import STAGED
+from resmerge_jax.sizes import cores
 
 READ_THREADS = 2  # preadv and page-cache copies release the GIL; two saturate memory
-COMPILE_THREADS = 1
 WAITS = ('read_wait', 'compile_wait', 'compute_wait', 'finish_wait')
 
 
@@ -65,23 +66,13 @@ def run_steps(
   remote = any(source.is_remote for source in work.group.sources)
   turns = turns or functools.partial(work.turns, scan=scan)
   turns_of = {id(step): turns(step) for step in steps}
-  specs = [turn.spec for each in turns_of.values() for turn in each if turn.spec]
   with contextlib.ExitStack() as cleanup:
     pools = [
       cleanup.enter_context(_cancelling(ThreadPoolExecutor(n)))
-      for n in (COMPILE_THREADS, AT_ONCE if remote else READ_THREADS, 1, 1)
+      for n in (_compile_threads(work), AT_ONCE if remote else READ_THREADS, 1, 1)
     ]
     compiling, reading, fetching, finishing = pools
-    kernels = {
-      spec: compiling.submit(compile_kernel, spec, work.devices)
-      for spec in dict.fromkeys(specs)
-    }
-    refits = {
-      turn.own: compiling.submit(compile_coefficients, turn.own, work.devices)
-      for each in turns_of.values()
-      for turn in each
-      if turn.own is not None and turn.measured_of is not None
-    }
+    kernels, refits = _submitted(compiling, turns_of.values(), work.devices)
     staging = Staging(STAGED)
     cleanup.callback(staging.close)
     fetch_input = functools.partial(_fetch, work, staging, reading)
@@ -108,7 +99,9 @@ def run_steps(
           )
           context = turn.context(kernel.shape[0])
           stored = stored or _stored(kernel, turn.spec, inputs)
-          refit = refits[turn.own].result() if turn.own in refits else None
+          refit = None
+          if turn.own is not None and turn.measured_of is not None:
+            refit = _timed(seconds, 'compile_wait', refits[turn.own].result)
           result = running = _dispatch(kernel, turn, stored, context, lent, refit)
           lent.append((turn.spec, result.lent if turn.spec.lends else None))
         done = Done(
@@ -117,6 +110,27 @@ def run_steps(
         finished.append(finishing.submit(finish, done))
         while len(finished) > 1 or (finished and last and not fetched and not left):
           _timed(seconds, 'finish_wait', finished.popleft().result)
+
+
+def _compile_threads(work: Work) -> int:
+  """CPUs have steps to compute meanwhile; all programs at once would come late."""
+  return max(cores() // 2, 1) if work.devices[0].platform == 'cpu' else cores()
+
+
+def _submitted(
+  pool: Executor, turns: Iterable[Sequence[Turn]], devices: tuple[jax.Device, ...]
+) -> tuple[
+  dict[KernelSpec, Future[Kernel]], dict[KernelSpec, Future[jax.stages.Compiled]]
+]:
+  """All programs of these turns, compiling in the order in which they are needed."""
+  kernels: dict[KernelSpec, Future[Kernel]] = {}
+  refits: dict[KernelSpec, Future[jax.stages.Compiled]] = {}
+  for turn in itertools.chain.from_iterable(turns):
+    if turn.spec is not None and turn.spec not in kernels:
+      kernels[turn.spec] = pool.submit(compile_kernel, turn.spec, devices)
+    if turn.measured_of is not None and turn.own is not None and turn.own not in refits:
+      refits[turn.own] = pool.submit(compile_coefficients, turn.own, devices)
+  return kernels, refits
 
 
 @contextlib.contextmanager

@@ -98,8 +98,8 @@ def _rank(group: ExpertGroup, stack: Stack, names: Sequence[str]) -> int:
 def build_steps(stacks: Sequence[Stack], group: ExpertGroup) -> tuple[Step, ...]:
   """All steps, stack by stack. Tensors without elements need none.
 
-  First matrices whose program compiles soonest, then the largest stacks: their steps run
-  while the programs of the others compile.
+  First matrices whose program compiles soonest, rows by themselves, then the largest
+  stacks, then vectors: steps run while the programs of later ones compile.
   """
 
   def turn(stack: Stack) -> tuple[bool, int]:

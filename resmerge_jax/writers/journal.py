@@ -9,8 +9,8 @@ import json
 import pathlib
 import threading
 import zlib
-from collections.abc import Callable, Collection, Iterable
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, BinaryIO
 
 from resmerge_jax.writers.disk import crc_text, sync_file, write_durably
 
@@ -33,6 +33,28 @@ def read_journal(path: pathlib.Path) -> tuple[dict[str, Any] | None, list[Any]]:
   if not isinstance(identity, dict):  # killed as it began: no step can be finished
     return None, []
   return identity, [e for line in lines[1:] if (e := _decode(line)) is not None]
+
+
+def write_journal(
+  path: pathlib.Path, identity: Mapping[str, Any], entries: Iterable[Any]
+) -> None:
+  """Writes a whole journal durably, in place of one that is there.
+
+  Raises:
+    OSError: the disk refuses.
+  """
+  write_durably(path, b''.join(_encode(entry) for entry in (identity, *entries)))
+
+
+def append(file: BinaryIO, entries: Iterable[Any]) -> None:
+  """Adds durable lines to a journal that is open.
+
+  Raises:
+    OSError: the disk refuses.
+  """
+  file.writelines(_encode(entry) for entry in entries)
+  file.flush()
+  sync_file(file.fileno())
 
 
 def joined(entries: Iterable[Any]) -> list[Any]:
@@ -93,7 +115,7 @@ class Journal:
     self._changed = threading.Condition()
     self._closing = threading.Event()
     self._error: BaseException | None = None
-    write_durably(path, b''.join(_encode(entry) for entry in (identity, *entries)))
+    write_journal(path, identity, entries)
     self._file = path.open('ab')
     self._thread = threading.Thread(target=self._run, name='journal', daemon=True)
     self._thread.start()
@@ -133,7 +155,5 @@ class Journal:
   def _append(self, batch: list[tuple[Any, frozenset[str]]]) -> None:
     """First the bytes, then the lines that vouch for them."""
     self._sync(sorted(frozenset().union(*(files for _, files in batch))))
-    self._file.writelines(_encode(entry) for entry, _ in batch)
-    self._file.flush()
-    sync_file(self._file.fileno())
+    append(self._file, (entry for entry, _ in batch))
     self.count += len(batch)

@@ -79,6 +79,9 @@ def larger(rows: int, cols: int, k: int, seed: int = 0) -> dict[str, np.ndarray]
     'flat': 1.0 - 0.1 * j / len(j),
     'tiny': 1e-7 * 0.8**j,
   }
+  # Inside the head, far below its first value: B x of a random x is mostly the first.
+  for ratio in (7e-4, 5e-4, 3e-4):
+    spectra[f'far_below_{ratio:g}'] = np.where(j < k, ratio ** (j > 0), 0.0)
   # A few strong directions over a floor: within a block of the solver the new
   # directions then differ a thousandfold in size, and none may be dropped.
   for terms, floor, decay in itertools.product((4, 6), (0.03, 0.01), (0.9, 0.7)):

@@ -46,7 +46,7 @@ def test_float64_numbers_come_back():
   assert_same(unpack(packed), trees)
 
 
-def test_a_tree_of_nothing():
+def test_a_tree_without_small_arrays():
   packed = jax.jit(jax.vmap(lambda x: pack({'large': x})))(jnp.zeros((2, SMALL + 1)))
   assert packed.small_S.shape == (2, 0)
   assert unpack(jax.device_get(packed))['large'].shape == (2, SMALL + 1)

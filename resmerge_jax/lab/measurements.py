@@ -3,7 +3,6 @@ where it was killed.
 """
 
 import json
-import os
 import pathlib
 import zlib
 from collections.abc import Callable, Mapping
@@ -11,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from resmerge_jax.writers.journal import append, read_journal, write_journal
 
-class Journal:
-  """A file of JSON lines: `about`, then a pair (what, found) for each measurement.
+
+class Measurements:
+  """A journal of pairs (what, found), one for each measurement.
 
   Args:
     folder: where the file is, under a name that follows from `about`.
@@ -21,17 +22,10 @@ class Journal:
   """
 
   def __init__(self, folder: pathlib.Path, about: Mapping[str, Any]):
-    about_line = json.dumps(about) + '\n'
-    self.file = folder / f'measured_{zlib.crc32(about_line.encode()):08x}.jsonl'
-    self._found: dict[str, Any] = {}
-    text = self.file.read_text() if self.file.is_file() else ''
-    # A kill may cut the last line.
-    lines = [line for line in text.splitlines(keepends=True) if line.endswith('\n')]
-    for line in lines[1:]:
-      what, found = json.loads(line)
-      self._found[json.dumps(what)] = found
-    if (whole := ''.join(lines) or about_line) != text:
-      self.file.write_text(whole)
+    self.file = folder / f'measured_{zlib.crc32(json.dumps(about).encode()):08x}.jsonl'
+    _, entries = read_journal(self.file)
+    self._found = {json.dumps(what): found for what, found in entries}
+    write_journal(self.file, about, entries)  # without a line that a kill has cut
 
   def __len__(self) -> int:
     return len(self._found)
@@ -46,10 +40,8 @@ class Journal:
     key = json.dumps(what)
     if key not in self._found:
       self._found[key] = to_json(measure())
-      with self.file.open('a') as stream:
-        stream.write(f'{json.dumps([what, self._found[key]])}\n')
-        stream.flush()
-        os.fsync(stream.fileno())
+      with self.file.open('ab') as stream:
+        append(stream, [(what, self._found[key])])
     return from_json(self._found[key])
 
 
