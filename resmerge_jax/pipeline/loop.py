@@ -3,10 +3,9 @@
 import contextlib
 import dataclasses
 import functools
-import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -15,15 +14,14 @@ import numpy as np
 
 from resmerge_jax.checkpoint.files import AT_ONCE
 from resmerge_jax.linalg.exact import HostHead
-from resmerge_jax.pipeline.coefficients import compile_coefficients
+from resmerge_jax.pipeline.compiling import Compiling
 from resmerge_jax.pipeline.kernel_spec import KernelSpec, ScanAt, as_bits
-from resmerge_jax.pipeline.kernels import Kernel, Lent, compile_kernel, random_start
+from resmerge_jax.pipeline.kernels import Kernel, Lent, random_start
 from resmerge_jax.pipeline.staging import Staged, Staging, fill, staged
 from resmerge_jax.pipeline.turns import Turn
 from resmerge_jax.pipeline.work import Work
 from resmerge_jax.plan.stacks import Step
 from resmerge_jax.plan.step_sizes import STAGED
-from resmerge_jax.sizes import cores
 
 READ_THREADS = 2  # preadv and page-cache copies release the GIL; two saturate memory
 WAITS = ('read_wait', 'compile_wait', 'compute_wait', 'finish_wait')
@@ -67,12 +65,13 @@ def run_steps(
   turns = turns or functools.partial(work.turns, scan=scan)
   turns_of = {id(step): turns(step) for step in steps}
   with contextlib.ExitStack() as cleanup:
-    pools = [
-      cleanup.enter_context(_cancelling(ThreadPoolExecutor(n)))
-      for n in (_compile_threads(work), AT_ONCE if remote else READ_THREADS, 1, 1)
-    ]
-    compiling, reading, fetching, finishing = pools
-    kernels, refits = _submitted(compiling, turns_of.values(), work.devices)
+
+    def pool(n_threads: int) -> ThreadPoolExecutor:
+      return cleanup.enter_context(_cancelling(ThreadPoolExecutor(n_threads)))
+
+    compiling = Compiling(turns_of.values(), work.devices, pool)
+    reading = pool(AT_ONCE if remote else READ_THREADS)
+    fetching, finishing = pool(1), pool(1)
     staging = Staging(STAGED)
     cleanup.callback(staging.close)
     fetch_input = functools.partial(_fetch, work, staging, reading)
@@ -92,16 +91,18 @@ def run_steps(
         context, result = None, None
         last = turn is turns_of[id(step)][-1]
         if turn.spec is not None:
-          kernel = _timed(seconds, 'compile_wait', kernels[turn.spec].result)
+          kernel = _timed(
+            seconds, 'compile_wait', functools.partial(compiling.kernel, turn.spec)
+          )
           # One program at a time: each holds its own temporary arrays.
           _timed(
             seconds, 'compute_wait', functools.partial(jax.block_until_ready, running)
           )
           context = turn.context(kernel.shape[0])
           stored = stored or _stored(kernel, turn.spec, inputs)
-          refit = None
-          if turn.own is not None and turn.measured_of is not None:
-            refit = _timed(seconds, 'compile_wait', refits[turn.own].result)
+          refit = _timed(
+            seconds, 'compile_wait', functools.partial(compiling.refit, turn)
+          )
           result = running = _dispatch(kernel, turn, stored, context, lent, refit)
           lent.append((turn.spec, result.lent if turn.spec.lends else None))
         done = Done(
@@ -110,27 +111,6 @@ def run_steps(
         finished.append(finishing.submit(finish, done))
         while len(finished) > 1 or (finished and last and not fetched and not left):
           _timed(seconds, 'finish_wait', finished.popleft().result)
-
-
-def _compile_threads(work: Work) -> int:
-  """CPUs have steps to compute meanwhile; all programs at once would come late."""
-  return max(cores() // 2, 1) if work.devices[0].platform == 'cpu' else cores()
-
-
-def _submitted(
-  pool: Executor, turns: Iterable[Sequence[Turn]], devices: tuple[jax.Device, ...]
-) -> tuple[
-  dict[KernelSpec, Future[Kernel]], dict[KernelSpec, Future[jax.stages.Compiled]]
-]:
-  """All programs of these turns, compiling in the order in which they are needed."""
-  kernels: dict[KernelSpec, Future[Kernel]] = {}
-  refits: dict[KernelSpec, Future[jax.stages.Compiled]] = {}
-  for turn in itertools.chain.from_iterable(turns):
-    if turn.spec is not None and turn.spec not in kernels:
-      kernels[turn.spec] = pool.submit(compile_kernel, turn.spec, devices)
-    if turn.measured_of is not None and turn.own is not None and turn.own not in refits:
-      refits[turn.own] = pool.submit(compile_coefficients, turn.own, devices)
-  return kernels, refits
 
 
 @contextlib.contextmanager
