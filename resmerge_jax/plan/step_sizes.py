@@ -15,8 +15,8 @@ PROCESS_BYTES = 180 * 2**20  # anonymous: the interpreter with JAX and its progr
 PROGRAM_BYTES = 4 * 2**20
 DEFAULT_BUDGET = 2 * 2**30
 # Outputs up to this size come from malloc's heap, which keeps what is freed (measured:
-# as much again as four outputs); larger ones have a mapping of their own.
-HEAP_BLOCK_BYTES, FRAGMENTS = 32 * 2**20, 4
+# as much again as three outputs); larger ones have a mapping of their own.
+HEAP_BLOCK_BYTES, FRAGMENTS = 32 * 2**20, 3
 STAGED = 2  # input sets alive: one being read, one being computed
 
 
