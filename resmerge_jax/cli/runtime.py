@@ -67,13 +67,13 @@ def run_merging(
 
 
 def keep_programs() -> None:
-  """Keeps compiled merge programs in the user's cache folder for the next run."""
+  """Keeps compiled merge programs in the user's cache folder, without lines of source."""
   # here, so that flags are checked before JAX is loaded
   import jax
 
   from resmerge_jax.pipeline.program_cache import keep_programs_in
 
-  # Lines of source in a program would be 5 % of its compiling.
+  # These lines would be 5 % of compiling.
   jax.config.update('jax_traceback_in_locations_limit', 0)
   keep_programs_in(_cache_folder() / 'programs')
 

@@ -28,9 +28,9 @@ def gram(x_NxRxC: Matrices) -> jax.Array:
   n = len(x_NxRxC)
   pairs = [(i, j) for i in range(n) for j in range(i, n)]
   rows = row_sums([x_NxRxC[i] * x_NxRxC[j] for i, j in pairs])
-  of = dict(zip(pairs, rows, strict=True))
-  both_XxR = jnp.stack([of[min(i, j), max(i, j)] for i in range(n) for j in range(n)])
-  return both_XxR.sum(1).reshape(n, n)
+  row_of = dict(zip(pairs, rows, strict=True))
+  order = [(min(i, j), max(i, j)) for i in range(n) for j in range(n)]
+  return jnp.stack([row_of[pair] for pair in order]).sum(1).reshape(n, n)
 
 
 def squares_of_sums(x_NxRxC: Matrices, coefficients_SxN: jax.Array) -> jax.Array:

