@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from resmerge_jax.linalg.krylov import THIN, block_size
+from resmerge_jax.linalg.head import THIN, block_size
 from resmerge_jax.methods.base import Context
 from resmerge_jax.methods.resmerge_params import ResMerge
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic

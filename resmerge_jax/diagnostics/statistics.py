@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from resmerge_jax.linalg.gram import another_pass, row_sums
-from resmerge_jax.linalg.krylov import PRECISION, Head
+from resmerge_jax.linalg.head import Head
+from resmerge_jax.linalg.orthonormal import dot
 from resmerge_jax.linalg.quadrature import spectrum, tridiagonals
 from resmerge_jax.linalg.task_vectors import TaskVectors, widen
 from resmerge_jax.methods import resmerge
@@ -132,7 +133,7 @@ def _geometry(delta_NxRxC: TaskVectors, head: Head) -> dict[str, jax.Array]:
 
 def _ritz_energy(delta_RxC: jax.Array, ritz_ExC: jax.Array) -> jax.Array:
   """||D v||^2 of the vectors the solver ended with: sigma_j^2, or less."""
-  y_RxE = jnp.einsum('rc,ec->re', delta_RxC, ritz_ExC, precision=PRECISION)
+  y_RxE = dot('rc,ec->re', delta_RxC, ritz_ExC)
   return (y_RxE * y_RxE).sum(0)
 
 

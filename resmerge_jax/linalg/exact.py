@@ -17,7 +17,7 @@ BLOCK_ROWS = 1024  # rows widened to float64 at a time
 
 
 class HostHead(NamedTuple):
-  """As krylov.Head: H = sum_k y_k v_k^T, float64; `error` estimates its error."""
+  """As head.Head: H = sum_k y_k v_k^T, float64; `error` estimates its error."""
 
   y_KxR: np.ndarray
   v_KxC: np.ndarray

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from resmerge_jax.linalg.krylov import PRECISION, Head
+from resmerge_jax.linalg.head import Head
+from resmerge_jax.linalg.orthonormal import dot
 from resmerge_jax.linalg.products import (
   gram_of_products,
   less_heads,
@@ -90,6 +91,6 @@ def residual(
 
 def head_gram(head: Head) -> jax.Array:
   """<H_i, H_j> = sum_st (y_is . y_jt)(v_is . v_jt), NxN, from the triplets alone."""
-  y_NxNxKxK = jnp.einsum('nkr,mjr->nmkj', head.y_KxR, head.y_KxR, precision=PRECISION)
-  v_NxNxKxK = jnp.einsum('nkc,mjc->nmkj', head.v_KxC, head.v_KxC, precision=PRECISION)
+  y_NxNxKxK = dot('nkr,mjr->nmkj', head.y_KxR, head.y_KxR)
+  v_NxNxKxK = dot('nkc,mjc->nmkj', head.v_KxC, head.v_KxC)
   return (y_NxNxKxK * v_NxNxKxK).sum((2, 3))

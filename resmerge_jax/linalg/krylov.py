@@ -2,10 +2,10 @@
 
 One matrix per call; callers vmap over experts and layers. The basis lives on the
 column side: a step multiplies a block of P row vectors by `delta^T` and `delta`, so
-with rows sharded over devices it needs one all-reduce of P x C numbers. Theory:
-Golub & Van Loan, Matrix Computations, 10.4; Wu & Simon, Thick-Restart Lanczos,
-SIAM J. Matrix Anal. Appl. 22 (2000); error bounds: Parlett, The Symmetric
-Eigenvalue Problem, 11.7 (residual over gap).
+with rows sharded over devices it needs one all-reduce of P x C numbers. What the
+matrix made of every row of the basis is kept, so the Ritz pairs and their residuals
+cost no further pass over it. Theory: Golub & Van Loan, Matrix Computations, 10.4; Wu &
+Simon, Thick-Restart Lanczos, SIAM J. Matrix Anal. Appl. 22 (2000).
 """
 
 import functools
@@ -16,66 +16,69 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-PRECISION = jax.lax.Precision.HIGHEST
-EPS = 2.0**-24  # unit round-off of float32
-# Krylov steps before each Rayleigh-Ritz test: 5, 5, then 10. Well separated heads settle
-# at once; close spectra want longer chains. After 50 steps the host takes over.
-MIN_STEPS, MAX_STEPS, MAX_CYCLES = 5, 10, 6
-TOLERANCE = 1e-5  # wanted relative error of the head; stops ten times below MAX_ERROR
-MAX_ERROR = 1e-4  # above this estimate a head must not be used
-THIN = 64  # short sides up to this go through the whole Gram matrix
+from resmerge_jax.linalg.head import (
+  EPS,
+  THIN,
+  Head,
+  Ritz,
+  block_size,
+  head_of,
+  is_settled,
+)
+from resmerge_jax.linalg.orthonormal import (
+  dot,
+  eigh,
+  gram,
+  inner,
+  orthonormal,
+  project_out,
+  reciprocal,
+  squares,
+)
+from resmerge_jax.linalg.passes import Formed, Matrix
+
+# Krylov steps before each Rayleigh-Ritz test. Well separated heads settle at the first;
+# close spectra want longer chains. After 48 steps the host takes over.
+FIRST_STEPS, LATER_STEPS = 5, (1, 2, 4, *[6] * 6)
+KEPT = 3  # blocks of Ritz vectors that a restart keeps
+# Matrices of more entries start from singular vectors of some of their rows, every 4th
+# or at least SAMPLE_ROWS: SAMPLE_STEPS steps on these cost less than one step and save
+# two. A little of the random start stays, should these rows lack what is in others.
+LARGE = 2**23
+FIRST_STEPS_SAMPLED = 3
+SAMPLE_ROWS, SAMPLE_STEPS, SAMPLE_BLIND = 1024, 2, 0.02
 # Rounding, in units of EPS sigma_1^2: what an eigh of the whole Gram matrix leaves as
 # residual; what a measured residual may miss; where a new direction is only noise.
 WHOLE_GRAM, MEASURED, NOISE = 8.0, 1.0, 8.0
-FLOOR = 2e-6  # error of a perfectly separated head: rounding of y and v themselves
-
-
-class Head(NamedTuple):
-  """The head sum_k y_k v_k^T = delta V V^T of one matrix (paper, Eq. 6).
-
-  `y_KxR` are left vectors scaled by their singular value, `v_KxC` orthonormal rows,
-  `sigma_K` descending. `error` estimates ||H - H_exact|| / ||H_exact||;
-  `certified` is True only where no larger singular value can have been missed.
-  """
-
-  y_KxR: jax.Array
-  v_KxC: jax.Array
-  sigma_K: jax.Array
-  sigma_next: jax.Array
-  error: jax.Array
-  certified: jax.Array
-  ritz_MxC: jax.Array  # orthonormal rows that start the host's solver
-
-
-class Ritz(NamedTuple):
-  """Leading Ritz pairs of one matrix; M is P or all there are.
-
-  K is the largest rank that was asked for. `theta_M`, the squared Ritz values, and
-  `rho_M`, their residual norms, are relative to ||delta||^2, `y_KxR` is not.
-  """
-
-  y_KxR: jax.Array
-  v_PxC: jax.Array
-  theta_M: jax.Array
-  rho_M: jax.Array
 
 
 class _Basis(NamedTuple):
-  v_MxC: jax.Array  # orthonormal rows (zero rows are unused)
-  t_MxM: jax.Array  # v delta^T delta v^T
-  x_PxC: jax.Array  # next block, orthonormal to v
+  """Orthonormal rows, and their products with d = delta / ||delta||; unused rows are zero."""
+
+  v_MxC: jax.Array
+  y_MxR: jax.Array  # v d^T
+  w_MxC: jax.Array  # v d^T d
+  t_MxM: jax.Array  # v d^T d v^T
+  new_PxC: jax.Array  # spans the next block of v, orthogonal to it
+  least: jax.Array  # length of a direction in it that is only rounding
+
+
+class _State(NamedTuple):
+  """After `cycle` Rayleigh-Ritz tests; the rows of the basis are Ritz vectors then."""
+
+  basis: _Basis
   cycle: jax.Array
   settled: jax.Array
 
 
-def block_size(k: int) -> int:
-  """P: wide enough to see a cluster of up to three values below sigma_k."""
-  return k + 3
+def is_large(n_rows: int, n_cols: int) -> bool:
+  return n_rows * n_cols > LARGE
 
 
-def ritz_size(k: int, short: int) -> int:
-  """M of `Head.ritz_MxC`."""
-  return min(block_size(k), short)
+def cycle_steps(n_rows: int, n_cols: int) -> tuple[int, ...]:
+  """Krylov steps of each cycle on a matrix of this shape; it may end after any of them."""
+  sampled = is_large(n_rows, n_cols)
+  return (FIRST_STEPS_SAMPLED if sampled else FIRST_STEPS, *LATER_STEPS)
 
 
 def top_k(delta_RxC: jax.Array, k: int, start_PxC: jax.Array) -> Head:
@@ -93,64 +96,28 @@ def top_ks(
 ) -> tuple[Head, ...]:
   """Heads of several ranks from one iteration, each as `top_k` tells of it."""
   energy = jnp.sum(jnp.sum(delta_RxC * delta_RxC, axis=1))
-  ritz = ritz_pairs(delta_RxC, ks, start_PxC, energy)
+  ritz = ritz_pairs(Formed(delta_RxC), ks, start_PxC, energy)
   return tuple(head_of(ritz, k, min(delta_RxC.shape), energy) for k in ks)
 
 
 def ritz_pairs(
-  delta_RxC: jax.Array, ks: tuple[int, ...], start_PxC: jax.Array, energy: jax.Array
+  matrix: Matrix, ks: tuple[int, ...], start_PxC: jax.Array, energy: jax.Array
 ) -> Ritz:
   """What `head_of` makes heads of these ranks of; `energy` is ||delta||^2.
 
   P is that of the largest rank. It ends when every head is good enough: that of a lower
-  rank may have a narrower gap after it.
+  rank may have a narrower gap after it. Thin matrices must be formed.
   """
-  short = min(delta_RxC.shape)
+  short = min(matrix.shape)
   ks = tuple(min(k, short) for k in ks)
   scale = jnp.where(energy > 0, jax.lax.rsqrt(energy), 0.0)
   if short <= THIN:
+    assert isinstance(matrix, Formed)
     p = min(block_size(max(ks)), short)
-    ritz = _whole_space(delta_RxC, p, scale)
+    ritz = _whole_space(matrix.delta_RxC, p, scale)
   else:
-    ritz = _krylov(delta_RxC, ks, start_PxC, scale)
+    ritz = _krylov(matrix, ks, start_PxC, scale)
   return ritz._replace(y_KxR=ritz.y_KxR[: max(ks)])
-
-
-def head_of(ritz: Ritz, k: int, short: int, energy: jax.Array) -> Head:
-  """The head of rank k of a matrix with ||delta||^2 = `energy`, `short` its short side."""
-  k = min(k, short)
-  theta_M, rho_M = ritz.theta_M, ritz.rho_M
-  theta_next = theta_M[k] if k < short else jnp.float32(0)
-  # Weyl: a value outside the head is at most theta_{k+1}, or the energy left beside the
-  # basis, plus what couples the two.
-  beside = jnp.maximum(theta_next, 1.0 - theta_M.sum() + 1e-5)
-  nothing_hidden = beside + jnp.linalg.norm(rho_M) < theta_M[k - 1]
-  error = _head_error(theta_M, rho_M, k) if k < short else jnp.float32(0)
-  return Head(
-    y_KxR=ritz.y_KxR[:k],
-    v_KxC=ritz.v_PxC[:k],
-    sigma_K=jnp.sqrt(theta_M[:k] * energy),
-    sigma_next=jnp.sqrt(theta_next * energy),
-    error=jnp.where(energy > 0, error + FLOOR, 0.0),
-    certified=(energy == 0) | (short <= THIN) | nothing_hidden,
-    ritz_MxC=ritz.v_PxC[: ritz_size(k, short)],
-  )
-
-
-def _dot(spec: str, *operands: jax.Array) -> jax.Array:
-  return jnp.einsum(spec, *operands, precision=PRECISION)
-
-
-def _head_error(theta_M: jax.Array, rho_M: jax.Array, k: int) -> jax.Array:
-  """Relative Frobenius error of the rank-k head: residual over gap, per triplet.
-
-  Values are relative to ||delta||^2. Rotations inside the head do no harm, so the
-  gap that counts is the one to theta_{k+1}, lowered by what it may still grow.
-  """
-  gap_K = theta_M[:k] - theta_M[k] - rho_M[k]
-  leak_K = jnp.where(gap_K > 0, rho_M[:k] / gap_K, jnp.inf)
-  lost = jnp.sum(theta_M[:k] * jnp.minimum(leak_K, 1.0) ** 2)
-  return jnp.sqrt(2 * lost / theta_M[:k].sum())
 
 
 def _whole_space(delta_RxC: jax.Array, p: int, scale: jax.Array) -> Ritz:
@@ -160,16 +127,16 @@ def _whole_space(delta_RxC: jax.Array, p: int, scale: jax.Array) -> Ritz:
   """
   d_RxC = delta_RxC * scale
   if d_RxC.shape[0] >= d_RxC.shape[1]:
-    s_CxM, theta_M = _eigh(_dot('rc,rm->cm', d_RxC, d_RxC))
+    s_CxM, theta_M = eigh(dot('rc,rm->cm', d_RxC, d_RxC))
     v_PxC = s_CxM[:, ::-1][:, :p].T
-    y_PxR = _dot('rc,pc->rp', delta_RxC, v_PxC).T
+    y_PxR = dot('rc,pc->rp', delta_RxC, v_PxC).T
   else:
-    s_RxM, theta_M = _eigh(_dot('rc,mc->rm', d_RxC, d_RxC))
+    s_RxM, theta_M = eigh(dot('rc,mc->rm', d_RxC, d_RxC))
     u_PxR = s_RxM[:, ::-1][:, :p].T
-    v_PxC = _dot('pr,rc->pc', u_PxR, d_RxC)
-    size_P = jnp.linalg.norm(v_PxC, axis=1, keepdims=True)
-    v_PxC = jnp.where(size_P > 0, v_PxC / jnp.where(size_P > 0, size_P, 1.0), 0.0)
-    y_PxR = u_PxR * jnp.where(scale > 0, size_P / scale, 0.0)
+    v_PxC = dot('pr,rc->pc', u_PxR, d_RxC)
+    size_Px1 = jnp.linalg.norm(v_PxC, axis=1, keepdims=True)
+    v_PxC = v_PxC * reciprocal(size_Px1)
+    y_PxR = u_PxR * size_Px1 * reciprocal(scale)
   theta_M = jnp.maximum(theta_M[::-1], 0.0)
   theta_M = theta_M.at[:p].set(jnp.sum((y_PxR * scale) ** 2, axis=1))
   rho_M = jnp.full_like(theta_M, WHOLE_GRAM * EPS) * theta_M[0]
@@ -177,113 +144,118 @@ def _whole_space(delta_RxC: jax.Array, p: int, scale: jax.Array) -> Ritz:
 
 
 def _krylov(
-  delta_RxC: jax.Array, ks: tuple[int, ...], start_PxC: jax.Array, scale: jax.Array
+  matrix: Matrix, ks: tuple[int, ...], start_PxC: jax.Array, scale: jax.Array
 ) -> Ritz:
-  n_cols = delta_RxC.shape[1]
+  n_rows, n_cols = matrix.shape
   p = start_PxC.shape[0]
-  kept = 2 * p
-  m = kept + MAX_STEPS * p
+  steps = cycle_steps(n_rows, n_cols)
+  kept = KEPT * p
+  m = kept + max(steps) * p
   diagonal_MxM = np.eye(m, dtype=bool) & (np.arange(m) < kept)
+  put = jax.lax.dynamic_update_slice_in_dim
+  sample_SxC = None
+  if is_large(n_rows, n_cols):
+    sample_SxC = matrix.sample(_sampled_every(n_rows))
 
-  def step(i: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-    v_MxC, t_MxM, x_PxC, _ = state
-    v_MxC = jax.lax.dynamic_update_slice_in_dim(v_MxC, x_PxC, kept + i * p, 0)
-    y_RxP = _dot('rc,pc->rp', delta_RxC, x_PxC) * scale  # this order: no copy of delta
-    w_PxC = _dot('rp,rc->pc', y_RxP, delta_RxC) * scale
-    t_PxM = _dot('pc,mc->pm', w_PxC, v_MxC)
-    t_MxM = jax.lax.dynamic_update_slice_in_dim(t_MxM, t_PxM, kept + i * p, 0)
-    t_MxM = jax.lax.dynamic_update_slice_in_dim(t_MxM, t_PxM.T, kept + i * p, 1)
-    # B x of the longest x, within the basis: what is left below this is rounding. All
-    # of B x would be too much: with a random x, new directions are most of it.
-    least = NOISE * EPS * jnp.sqrt(jnp.max(_squares(t_PxM)))
-    w_PxC = _project_out(w_PxC - _dot('pm,mc->pc', t_PxM, v_MxC), v_MxC)
-    gram_PxP = _gram(w_PxC)
-    x_PxC = _project_out(_orthonormal(w_PxC, gram_PxP, least), v_MxC)
-    x_PxC = _orthonormal(x_PxC, _gram(x_PxC), 1e-3)
-    return v_MxC, t_MxM, x_PxC, gram_PxP
-
-  def cycle(basis: _Basis) -> _Basis:
-    state = (basis.v_MxC, basis.t_MxM, basis.x_PxC, jnp.zeros((p, p)))
-    n_steps = jnp.clip(MIN_STEPS * basis.cycle, MIN_STEPS, MAX_STEPS)
-    v_MxC, t_MxM, x_PxC, gram_PxP = jax.lax.fori_loop(0, n_steps, step, state)
-    s_MxM, theta_M = _eigh((t_MxM + t_MxM.T) / 2)
-    theta_M, s_MxM = theta_M[::-1], s_MxM[:, ::-1]
-    last_PxM = jax.lax.dynamic_slice_in_dim(s_MxM, kept + (n_steps - 1) * p, p)
-    rho_M = jnp.sqrt(
-      jnp.maximum(_dot('pm,pq,qm->m', last_PxM, gram_PxP, last_PxM), 0.0)
+  def step(i: int, basis: _Basis) -> _Basis:
+    v_MxC, y_MxR, w_MxC, t_MxM, new_PxC, least = basis
+    x_PxC = project_out(orthonormal(new_PxC, least), v_MxC)
+    x_PxC = orthonormal(x_PxC, 1e-3)
+    x_PxC, y_PxR, w_PxC = matrix.there_and_back(x_PxC, scale, sample_SxC)
+    at = kept + i * p
+    v_MxC, y_MxR, w_MxC = (
+      put(of, block, at, 0)
+      for of, block in ((v_MxC, x_PxC), (y_MxR, y_PxR), (w_MxC, w_PxC))
     )
-    ritz_MxC = _dot('mj,mc->jc', s_MxM[:, :kept], v_MxC)
-    v_MxC = jnp.pad(ritz_MxC, ((0, m - kept), (0, 0)))
-    t_MxM = jnp.where(diagonal_MxM, theta_M, 0.0)
+    t_PxM = dot('pc,mc->pm', w_PxC, v_MxC)
+    t_MxM = put(put(t_MxM, t_PxM, at, 0), t_PxM.T, at, 1)
+    # Rows of |y_p| = 1: rounding is the same in all, however small what they hold. The
+    # longest, within the basis: what is left below this is rounding. All of it would be
+    # too much: with a random x, new directions are most of it.
+    unit_Px1 = _per_length_of_y(w_PxC, x_PxC)
+    t_PxM *= unit_Px1
+    least = NOISE * EPS * jnp.sqrt(jnp.max(squares(t_PxM)))
+    new_PxC = w_PxC * unit_Px1 - dot('pm,mc->pc', t_PxM, v_MxC)
+    return _Basis(v_MxC, y_MxR, w_MxC, t_MxM, project_out(new_PxC, v_MxC), least)
+
+  def cycle(state: _State) -> _State:
+    basis = jax.lax.fori_loop(0, jnp.asarray(steps)[state.cycle], step, state.basis)
+    s_MxM, theta_M = eigh((basis.t_MxM + basis.t_MxM.T) / 2)
+    theta_M, s_MxK = theta_M[::-1], s_MxM[:, ::-1][:, :kept]
+    v_KxC, y_KxR, w_KxC = (dot('mk,mc->kc', s_MxK, of) for of in basis[:3])
+    rho_K = jnp.sqrt(squares(w_KxC - theta_M[:kept, None] * v_KxC))
     settled = functools.reduce(
-      operator.and_, (_is_settled(theta_M, rho_M, k) for k in ks)
+      operator.and_, (is_settled(theta_M, rho_K, k) for k in ks)
     )
-    return _Basis(v_MxC, t_MxM, x_PxC, basis.cycle + 1, settled)
+    # 0 times the old rows: XLA compiles that in a third of the time of a padding.
+    v_MxC, y_MxR, w_MxC = (
+      put(0.0 * of, ritz, 0, 0)
+      for of, ritz in zip(basis[:3], (v_KxC, y_KxR, w_KxC), strict=True)
+    )
+    t_MxM = jnp.where(diagonal_MxM, theta_M, 0.0)
+    basis = _Basis(v_MxC, y_MxR, w_MxC, t_MxM, basis.new_PxC, basis.least)
+    return _State(basis, state.cycle + 1, settled)
 
+  if sample_SxC is not None:
+    start_PxC = _sampled_start(sample_SxC, start_PxC, scale)
   start = _Basis(
     v_MxC=jnp.zeros((m, n_cols)),
+    y_MxR=jnp.zeros((m, n_rows)),
+    w_MxC=jnp.zeros((m, n_cols)),
     t_MxM=jnp.zeros((m, m)),
-    x_PxC=start_PxC,
-    cycle=jnp.int32(0),
-    settled=jnp.bool_(False),
+    new_PxC=start_PxC,
+    least=jnp.float32(0),
   )
-  basis = jax.lax.while_loop(
-    lambda basis: (basis.cycle < MAX_CYCLES) & ~basis.settled, cycle, start
+  state = jax.lax.while_loop(
+    lambda state: (state.cycle < len(steps)) & ~state.settled,
+    cycle,
+    _State(start, jnp.int32(0), jnp.bool_(False)),
   )
-  return _polish(delta_RxC, basis.v_MxC[:p], scale)
+  v_PxC, y_PxR, w_PxC = (of[:p] for of in state.basis[:3])
+  return _polished(v_PxC, y_PxR, w_PxC, scale)
 
 
-def _is_settled(theta_M: jax.Array, rho_M: jax.Array, k: int) -> jax.Array:
-  """More cycles cannot help a head of rank k: good enough, or down at round-off."""
-  error = _head_error(theta_M, rho_M, k)
-  head = theta_M[:k].sum()
-  residual = jnp.sqrt(jnp.clip((1.0 - head) / head, 0.0, 1.0))
-  floor = EPS * theta_M[0]
-  return ~((error > TOLERANCE * residual) & (jnp.max(rho_M[: k + 1]) > floor))
+def _per_length_of_y(w_PxC: jax.Array, x_PxC: jax.Array) -> jax.Array:
+  """1 / |y_p| for y = x d^T and w = y d, Px1; 0 where y_p is only rounding.
 
-
-def _polish(delta_RxC: jax.Array, v_MxC: jax.Array, scale: jax.Array) -> Ritz:
-  """Rayleigh-Ritz once more from clean products, and measured residuals."""
-  v_MxC = 1.5 * v_MxC - 0.5 * _dot('mj,jc->mc', _gram(v_MxC), v_MxC)
-  y_RxM = _dot('rc,mc->rm', delta_RxC, v_MxC)
-  s_MxM, _ = _eigh(_gram((y_RxM * scale).T))
-  s_MxM = s_MxM[:, ::-1]
-  y_RxM, v_MxC = _dot('mj,rm->rj', s_MxM, y_RxM), _dot('mj,mc->jc', s_MxM, v_MxC)
-  unit_RxM = y_RxM * scale
-  theta_M = _squares(unit_RxM.T)  # small ones have digits here, as eigenvalues none
-  w_MxC = _dot('rm,rc->mc', unit_RxM, delta_RxC) * scale
-  rho_M = jnp.sqrt(_squares(w_MxC - theta_M[:, None] * v_MxC))
-  return Ritz(y_RxM.T, v_MxC, theta_M, rho_M + MEASURED * EPS * theta_M[0])
-
-
-def _project_out(w_PxC: jax.Array, v_MxC: jax.Array) -> jax.Array:
-  return w_PxC - _dot('pm,mc->pc', _dot('pc,mc->pm', w_PxC, v_MxC), v_MxC)
-
-
-def _orthonormal(
-  w_PxC: jax.Array, gram_PxP: jax.Array, least: jax.Array | float
-) -> jax.Array:
-  """Rows spanning those of `w`; directions no longer than `least` become zero rows.
-
-  `gram_PxP` is w w^T. It resolves directions down to sqrt(EPS) of the longest; the
-  shorter ones are rotated apart and rescaled, but orthonormal only after a second call.
+  From |y_p|^2 = <w_p, x_p>, which devices that share the rows of y need not add up.
   """
-  q_PxP, _ = _eigh(gram_PxP)
-  w_PxC = _dot('pq,pc->qc', q_PxP, w_PxC)
-  square_P = _squares(w_PxC)
-  return w_PxC * jnp.where(square_P > least**2, jax.lax.rsqrt(square_P), 0.0)[:, None]
+  return reciprocal(jnp.sqrt(jnp.maximum(inner(w_PxC, x_PxC), 0.0)))[:, None]
 
 
-def _squares(w_PxC: jax.Array) -> jax.Array:
-  """|w_p|^2, by a product: XLA compiles that in a fifth of the time of a reduction."""
-  square_PxP = jnp.where(np.eye(len(w_PxC), dtype=bool), _gram(w_PxC), 0.0)
-  return jnp.sum(square_PxP, axis=1)
+def _sampled_every(n_rows: int) -> int:
+  """A power of two, so that rows of a mesh are sampled where they lie."""
+  return max(4, 1 << max(n_rows // SAMPLE_ROWS, 1).bit_length() - 1)
 
 
-def _gram(w_PxC: jax.Array) -> jax.Array:
-  return _dot('pc,qc->pq', w_PxC, w_PxC)
+def _sampled_start(
+  sample_SxC: jax.Array, start_PxC: jax.Array, scale: jax.Array
+) -> jax.Array:
+  """Rows near the leading singular vectors of some rows of the matrix."""
+
+  def step(_: int, x_PxC: jax.Array) -> jax.Array:
+    x_PxC, _y, w_PxC = Formed(sample_SxC).there_and_back(x_PxC, scale)
+    return orthonormal(w_PxC * _per_length_of_y(w_PxC, x_PxC), NOISE * EPS)
+
+  x_PxC = jax.lax.fori_loop(0, SAMPLE_STEPS, step, start_PxC)
+  return x_PxC + SAMPLE_BLIND * start_PxC
 
 
-def _eigh(gram_MxM: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """(vectors in columns, values ascending); only the lower triangle is read."""
-  return jax.lax.linalg.eigh(gram_MxM, symmetrize_input=False)
+def _polished(
+  v_PxC: jax.Array, y_PxR: jax.Array, w_PxC: jax.Array, scale: jax.Array
+) -> Ritz:
+  """The Ritz pairs with rows of v as orthonormal as float32 has them, in order again.
+
+  Small values that the basis had at round-off of the first have digits as norms of y.
+  """
+  correction_PxP = 1.5 * jnp.eye(len(v_PxC)) - 0.5 * gram(v_PxC)
+  y_PxR = dot('qp,pr->qr', correction_PxP, y_PxR)
+  s_PxP = eigh(gram(y_PxR))[0][:, ::-1].T
+  turn_PxP = dot('pq,qs->ps', s_PxP, correction_PxP)
+  v_PxC, w_PxC = (dot('qp,pc->qc', turn_PxP, of) for of in (v_PxC, w_PxC))
+  y_PxR = dot('qp,pr->qr', s_PxP, y_PxR)
+  theta_P = squares(y_PxR)
+  rho_P = jnp.sqrt(squares(w_PxC - theta_P[:, None] * v_PxC))
+  return Ritz(
+    y_PxR * reciprocal(scale), v_PxC, theta_P, rho_P + MEASURED * EPS * theta_P[0]
+  )

@@ -8,14 +8,16 @@ computed from Y, so that factors much larger than their product cost no digits.
 import jax
 import jax.numpy as jnp
 
-from resmerge_jax.linalg.krylov import PRECISION, Head, top_ks
+from resmerge_jax.linalg.head import Head
+from resmerge_jax.linalg.krylov import top_ks
+from resmerge_jax.linalg.orthonormal import dot
 from resmerge_jax.linalg.task_vectors import Products
 
 
 def orthonormal(x_NxRxC: Products) -> Products:
   """The same products with orthonormal rows on the right, min(F, C) of them."""
   q_NxCxM, r_NxMxF = jnp.linalg.qr(x_NxRxC.right_NxFxC.swapaxes(1, 2))
-  y_NxRxM = _dot('nrf,nmf->nrm', x_NxRxC.left_NxRxF, r_NxMxF)
+  y_NxRxM = dot('nrf,nmf->nrm', x_NxRxC.left_NxRxF, r_NxMxF)
   return Products(x_NxRxC.base_RxC, y_NxRxM, q_NxCxM.swapaxes(1, 2))
 
 
@@ -45,7 +47,7 @@ def heads(
 def _with_columns(head: Head, q_FxC: jax.Array) -> Head:
   """The head of Y Q from that of Y."""
   rest = {
-    field: _dot('kf,fc->kc', getattr(head, field), q_FxC)
+    field: dot('kf,fc->kc', getattr(head, field), q_FxC)
     for field in ('v_KxC', 'ritz_MxC')
   }
   return head._replace(**rest)
@@ -60,17 +62,17 @@ def _start(start_PxC: jax.Array, n_cols: int) -> jax.Array:
 def less_heads(x_NxRxC: Products, head: Head) -> Products:
   """R_i = D_i - H_i = D_i (1 - V^T V): again products, without cancellation."""
   x_NxRxC = orthonormal(x_NxRxC)
-  v_NxKxF = _dot('nkc,nfc->nkf', head.v_KxC, x_NxRxC.right_NxFxC)
-  along_NxRxK = _dot('nrf,nkf->nrk', x_NxRxC.left_NxRxF, v_NxKxF)
-  left_NxRxF = x_NxRxC.left_NxRxF - _dot('nrk,nkf->nrf', along_NxRxK, v_NxKxF)
+  v_NxKxF = dot('nkc,nfc->nkf', head.v_KxC, x_NxRxC.right_NxFxC)
+  along_NxRxK = dot('nrf,nkf->nrk', x_NxRxC.left_NxRxF, v_NxKxF)
+  left_NxRxF = x_NxRxC.left_NxRxF - dot('nrk,nkf->nrf', along_NxRxK, v_NxKxF)
   return Products(x_NxRxC.base_RxC, left_NxRxF, x_NxRxC.right_NxFxC)
 
 
 def gram_of_products(x_NxRxC: Products) -> jax.Array:
   """<D_i, D_j>, NxN."""
   x_NxRxC = orthonormal(x_NxRxC)
-  left_NxNxFxF = _dot('irf,jrg->ijfg', x_NxRxC.left_NxRxF, x_NxRxC.left_NxRxF)
-  right_NxNxFxF = _dot('ifc,jgc->ijfg', x_NxRxC.right_NxFxC, x_NxRxC.right_NxFxC)
+  left_NxNxFxF = dot('irf,jrg->ijfg', x_NxRxC.left_NxRxF, x_NxRxC.left_NxRxF)
+  right_NxNxFxF = dot('ifc,jgc->ijfg', x_NxRxC.right_NxFxC, x_NxRxC.right_NxFxC)
   return (left_NxNxFxF * right_NxNxFxF).sum((2, 3))
 
 
@@ -103,8 +105,4 @@ def counts(x_NxRxC: Products) -> jax.Array:
 def combined(a_N: jax.Array, x_NxRxC: Products) -> jax.Array:
   """sum_i a_i D_i, RxC: the one place where such a matrix is formed."""
   left_NxRxF = a_N[:, None, None] * x_NxRxC.left_NxRxF
-  return _dot('nrf,nfc->rc', left_NxRxF, x_NxRxC.right_NxFxC)
-
-
-def _dot(spec: str, *operands: jax.Array) -> jax.Array:
-  return jnp.einsum(spec, *operands, precision=PRECISION)
+  return dot('nrf,nfc->rc', left_NxRxF, x_NxRxC.right_NxFxC)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resmerge_jax.linalg.krylov import PRECISION
+from resmerge_jax.linalg.orthonormal import dot
 
 EXACT_SIDE = 1024  # short sides up to this get their whole spectrum
 PROBES, STEPS = 8, 32
@@ -33,7 +33,7 @@ def spectrum(delta_RxC: jax.Array) -> jax.Array:
   """p_j of all singular values, descending, of a float32 matrix; zeros if it is zero."""
   d_RxC = delta_RxC * _scale(delta_RxC)
   wide = d_RxC.shape[0] < d_RxC.shape[1]
-  gram_SxS = _dot('rc,sc->rs' if wide else 'rc,rs->cs', d_RxC, d_RxC)
+  gram_SxS = dot('rc,sc->rs' if wide else 'rc,rs->cs', d_RxC, d_RxC)
   return jnp.maximum(jnp.linalg.eigvalsh(gram_SxS)[::-1], 0.0)
 
 
@@ -48,17 +48,17 @@ def tridiagonals(delta_RxC: jax.Array, v_KxC: jax.Array) -> dict[str, jax.Array]
   scale = _scale(delta_RxC)
 
   def beside(x_VxC: jax.Array) -> jax.Array:
-    return x_VxC - _dot('vk,kc->vc', _dot('vc,kc->vk', x_VxC, v_KxC), v_KxC)
+    return x_VxC - dot('vk,kc->vc', dot('vc,kc->vk', x_VxC, v_KxC), v_KxC)
 
   def apart(w_VxC: jax.Array, q_VxMxC: jax.Array) -> jax.Array:
-    along_VxM = _dot('vc,vmc->vm', w_VxC, q_VxMxC)
-    return beside(w_VxC - _dot('vm,vmc->vc', along_VxM, q_VxMxC))
+    along_VxM = dot('vc,vmc->vm', w_VxC, q_VxMxC)
+    return beside(w_VxC - dot('vm,vmc->vc', along_VxM, q_VxMxC))
 
   def step(m: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     q_VxMxC, x_VxC, diagonal_VxM, beside_VxM = state
     q_VxMxC = jax.lax.dynamic_update_index_in_dim(q_VxMxC, x_VxC, m, 1)
-    y_RxV = _dot('rc,vc->rv', delta_RxC, x_VxC) * scale
-    w_VxC = _dot('rv,rc->vc', y_RxV, delta_RxC) * scale
+    y_RxV = dot('rc,vc->rv', delta_RxC, x_VxC) * scale
+    w_VxC = dot('rv,rc->vc', y_RxV, delta_RxC) * scale
     a_V = (y_RxV * y_RxV).sum(0)
     w_VxC = apart(apart(w_VxC, q_VxMxC), q_VxMxC)
     b_V = jnp.linalg.norm(w_VxC, axis=1)
@@ -130,7 +130,3 @@ def _scale(delta_RxC: jax.Array) -> jax.Array:
   """1 / ||D||, 0 for a zero matrix."""
   energy = jnp.sum(jnp.sum(delta_RxC * delta_RxC, axis=1))
   return jnp.where(energy > 0, jax.lax.rsqrt(jnp.where(energy > 0, energy, 1.0)), 0.0)
-
-
-def _dot(spec: str, *operands: jax.Array) -> jax.Array:
-  return jnp.einsum(spec, *operands, precision=PRECISION)

@@ -38,6 +38,26 @@ class TaskVectors:
     expert_RxC = jax.lax.index_in_dim(self.experts_NxRxC, i, keepdims=False)
     return self.difference(expert_RxC)
 
+  def at(self, i: jax.Array) -> jax.Array:
+    """D_i of an i that only the program knows."""
+    return self.difference(
+      jax.lax.dynamic_index_in_dim(self.experts_NxRxC, i, keepdims=False)
+    )
+
+  def rows(self, i: jax.Array, first: jax.Array, n: int) -> jax.Array:
+    """`n` rows of D_i, nxC, without a copy of what is stored."""
+    n_cols = self.base_RxC.shape[1]
+    base_RxC = jax.lax.dynamic_slice_in_dim(self.base_RxC, first, n)
+    expert_1xRxC = jax.lax.dynamic_slice(
+      self.experts_NxRxC, (i, first, 0), (1, n, n_cols)
+    )
+    return dataclasses.replace(self, base_RxC=base_RxC).difference(expert_1xRxC[0])
+
+  def every(self, n: int) -> 'TaskVectors':
+    """Every n-th row of all."""
+    base_RxC, experts_NxRxC = self.base_RxC[::n], self.experts_NxRxC[:, ::n]
+    return dataclasses.replace(self, base_RxC=base_RxC, experts_NxRxC=experts_NxRxC)
+
   def difference(self, expert_RxC: jax.Array) -> jax.Array:
     """D_i of an entry of `experts_NxRxC`."""
     if self.are_differences:

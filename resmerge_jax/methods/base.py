@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resmerge_jax.errors import InputError
-from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.head import Head
 from resmerge_jax.linalg.products import combined
 from resmerge_jax.linalg.task_vectors import Products, TaskVectors
 from resmerge_jax.types import Family

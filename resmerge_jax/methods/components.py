@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import jax.numpy as jnp
 
 from resmerge_jax.errors import InputError
-from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.head import Head
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import Context, LowRank, Method, Stats, check_params
 from resmerge_jax.methods.linear import Linear

@@ -8,7 +8,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.head import Head
 from resmerge_jax.linalg.short_side import Blocks, summed
 from resmerge_jax.linalg.spectrum import spectrum
 from resmerge_jax.linalg.task_vectors import TaskVectors

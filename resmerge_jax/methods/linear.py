@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.head import Head
 from resmerge_jax.linalg.task_vectors import Products, TaskVectors, widen
 from resmerge_jax.methods.base import (
   Context,

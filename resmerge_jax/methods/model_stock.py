@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from resmerge_jax.linalg.gram import another_pass, gram, row_sums
-from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.head import Head
 from resmerge_jax.linalg.sphere import cosine, cosines
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import (

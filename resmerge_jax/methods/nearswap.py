@@ -9,7 +9,7 @@ import math
 
 import jax.numpy as jnp
 
-from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.head import Head
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import Context, Dense, Method, Stats, check_params
 from resmerge_jax.types import Family

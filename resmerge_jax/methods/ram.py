@@ -15,7 +15,7 @@ import numpy as np
 
 from resmerge_jax.errors import InputError
 from resmerge_jax.linalg.gram import another_pass
-from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.head import Head
 from resmerge_jax.linalg.order_statistic import counts_of_rows, kth_largest
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import (

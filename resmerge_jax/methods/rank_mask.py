@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from resmerge_jax.errors import InputError
-from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.head import Head
 from resmerge_jax.linalg.short_side import Blocks
 from resmerge_jax.linalg.spectrum import EPS, MAX_ERROR
 from resmerge_jax.linalg.task_vectors import TaskVectors

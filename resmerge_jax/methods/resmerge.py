@@ -17,7 +17,7 @@ from resmerge_jax.linalg.gram import (
   residual,
   squares_of_sums,
 )
-from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.head import Head
 from resmerge_jax.linalg.task_vectors import Products, TaskVectors
 from resmerge_jax.methods.base import (
   Context,

@@ -19,7 +19,7 @@ import numpy as np
 
 from resmerge_jax.linalg.box import minimum_in_box, slack
 from resmerge_jax.linalg.gram import gram
-from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.head import Head
 from resmerge_jax.linalg.sphere import cosines, norms
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import (

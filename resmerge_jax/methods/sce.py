@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from resmerge_jax.linalg.gram import another_pass, sums
-from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.head import Head
 from resmerge_jax.linalg.order_statistic import (
   counts_of_rows,
   differences,

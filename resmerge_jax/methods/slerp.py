@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from resmerge_jax.errors import InputError
 from resmerge_jax.linalg.gram import another_pass, gram, row_sums
-from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.head import Head
 from resmerge_jax.linalg.sphere import (
   BRANCHES,
   COLLINEAR,

@@ -11,7 +11,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from resmerge_jax.errors import InputError
-from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.head import Head
 from resmerge_jax.linalg.task_vectors import Products, TaskVectors
 from resmerge_jax.methods.base import Context, LowRank, Method, Stats, combination
 from resmerge_jax.types import Family

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from resmerge_jax.linalg.gram import another_pass
-from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.head import Head
 from resmerge_jax.linalg.order_statistic import differences, kept, largest
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import Context, Dense, Method, Stats, check_params

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from resmerge_jax.linalg.gram import gram
-from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.head import Head
 from resmerge_jax.linalg.sphere import BRANCHES, iterated_slerp
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import (

@@ -10,7 +10,8 @@ import jax
 
 from resmerge_jax.checkpoint.summary import fold_names
 from resmerge_jax.errors import InputError
-from resmerge_jax.linalg.krylov import MAX_CYCLES, MAX_STEPS, MIN_STEPS, THIN
+from resmerge_jax.linalg.head import THIN
+from resmerge_jax.linalg.krylov import LATER_STEPS, cycle_steps
 from resmerge_jax.methods.table import method_of
 from resmerge_jax.pipeline.chips import Chip, chip_of
 from resmerge_jax.pipeline.hlo import Collective, collectives
@@ -22,12 +23,9 @@ from resmerge_jax.plan.stacks import FLOAT32, Step
 from resmerge_jax.sharding import AXES
 from resmerge_jax.sizes import cores, format_size
 
-# Solver steps of each cycle; it ends after any of them. A head that stands out takes
+# Cycles of the solver, which may end after any of them. A head that stands out takes
 # two, no head more than all.
-CYCLE_STEPS = tuple(
-  min(max(MIN_STEPS * i, MIN_STEPS), MAX_STEPS) for i in range(MAX_CYCLES)
-)
-CYCLES = {'settled': 2, 'at_most': MAX_CYCLES}
+CYCLES = {'settled': 2, 'at_most': 1 + len(LATER_STEPS)}
 BF16_PRODUCTS = 6  # of one float32 product at the highest precision
 
 
@@ -64,18 +62,27 @@ class Program:
     )
     return math.ceil(moved * (n - 1) / n)
 
+  def solver_steps(self, cycles: int) -> int:
+    """Steps of so many cycles; 0 where no head is solved by steps."""
+    _, rows, cols = self.shape
+    solves = self.spec.head_rank and min(self.spec.rows, self.spec.cols) > THIN
+    return sum(cycle_steps(rows, cols)[:cycles]) if solves else 0
+
+  def moved(self, cycles: int) -> int:
+    """Bytes that collectives of one step hand to the links of one device."""
+    n_steps = self.solver_steps(cycles) or 1
+    times = {'once': 1, 'solver cycle': cycles, 'solver step': n_steps}
+    return sum(n * self.link_bytes(where) for where, n in times.items())
+
   def seconds(self, chip: Chip, cycles: int) -> float:
     """Estimate of one step: the slower of memory and arithmetic, then the links."""
     spec, elements = self.spec, math.prod(self.shape) / math.prod(self.mesh.values())
-    solves = spec.head_rank and min(spec.rows, spec.cols) > THIN
-    n_steps = sum(CYCLE_STEPS[:cycles]) if solves else 1
+    n_steps = self.solver_steps(cycles) or 1
     more = (n_steps - 1) * spec.n_experts * elements  # task vectors, read twice a step
     memory = (self.accessed + more * 2 * FLOAT32) / chip.memory_speed
     block = spec.start_shape[0]
     products = (self.flops + more * 4 * block) * BF16_PRODUCTS / chip.flops
-    times = {'once': 1, 'solver cycle': cycles, 'solver step': n_steps}
-    moved = sum(n * self.link_bytes(where) for where, n in times.items())
-    return max(memory, products) + moved / chip.link_speed
+    return max(memory, products) + self.moved(cycles) / chip.link_speed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from resmerge_jax.checkpoint.summary import table
-from resmerge_jax.pipeline.ahead import CYCLE_STEPS, CYCLES, Ahead, Program, named
+from resmerge_jax.pipeline.ahead import CYCLES, Ahead, Program, named
 from resmerge_jax.pipeline.hlo import WHERE
 from resmerge_jax.plan.accelerators import Accelerators
 from resmerge_jax.plan.plan import MergePlan
@@ -16,7 +16,7 @@ def describe_ahead(ahead: Ahead, plan: MergePlan) -> list[str]:
   assert isinstance(plan.devices, Accelerators)
   n_processes = plan.devices.n_processes
   chip, n_chips = ahead.chip, len(ahead.devices)
-  settled, at_most = (sum(CYCLE_STEPS[:n]) for n in CYCLES.values())
+  settled, at_most = (_solver_steps(ahead, n) for n in CYCLES.values())
   moved = [sum(_moved(p, n) for p in ahead.programs) for n in CYCLES.values()]
   what = 'steps that fit' if ahead.misfits else 'all steps'
   seconds = [ahead.seconds(n) for n in CYCLES.values()]
@@ -98,9 +98,13 @@ def ahead_json(ahead: Ahead) -> dict[str, Any]:
 
 def _moved(program: Program, cycles: int) -> int:
   """Bytes that collectives hand to the links of a chip in all steps of a program."""
-  times = {'once': 1, 'solver cycle': cycles, 'solver step': sum(CYCLE_STEPS[:cycles])}
-  once = sum(n * program.link_bytes(where) for where, n in times.items())
-  return len(program.steps) * once
+  return len(program.steps) * program.moved(cycles)
+
+
+def _solver_steps(ahead: Ahead, cycles: int) -> str:
+  """Of all programs that solve; of none where none does."""
+  steps = sorted({n for p in ahead.programs if (n := p.solver_steps(cycles))})
+  return _span([steps[0], steps[-1]], str) if steps else 'no'
 
 
 def _span(numbers: Sequence[float], text: Callable[[float], str]) -> str:

@@ -58,7 +58,8 @@ def device_facts(
   chip = None if devices[0].platform == 'cpu' else chip_of(devices[0])
   memory = chip.memory if chip else _told_memory(devices)
   if memory is None:
-    return Cpu(mesh[0] if mesh else len(devices))
+    on_layers, on_rows = mesh or (len(devices), len(devices))
+    return Cpu(on_layers, splits_rows=on_rows > 1)
   return Accelerators(
     count=math.prod(mesh) if mesh else len(devices),
     bytes_each=memory,

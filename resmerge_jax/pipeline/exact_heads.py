@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from resmerge_jax.linalg.exact import HostHead, host_head
-from resmerge_jax.linalg.krylov import MAX_ERROR, Head
+from resmerge_jax.linalg.head import MAX_ERROR, Head
 from resmerge_jax.methods.base import Context
 from resmerge_jax.pipeline.fetched import Fetched, Piece, fetch
 from resmerge_jax.pipeline.kernel_spec import KernelSpec, as_bits

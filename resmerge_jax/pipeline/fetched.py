@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.head import Head
 from resmerge_jax.pipeline.kernel_spec import staged_dtype
 from resmerge_jax.pipeline.kernels import Found, Merged, Sums
 from resmerge_jax.pipeline.packed import unpack

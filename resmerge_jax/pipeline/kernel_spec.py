@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-from resmerge_jax.linalg.krylov import block_size
+from resmerge_jax.linalg.head import block_size
 from resmerge_jax.methods.table import method_of, needs_whole_matrix
 from resmerge_jax.methods.task_arithmetic import TaskArithmetic
 from resmerge_jax.plan.stacks import Chosen, Step

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from resmerge_jax.linalg.gram import another_pass, row_sums, sums
-from resmerge_jax.linalg.krylov import Head, Ritz, head_of, ritz_pairs, ritz_size
+from resmerge_jax.linalg.head import Head, Ritz, head_of, ritz_size
+from resmerge_jax.linalg.krylov import ritz_pairs
+from resmerge_jax.linalg.passes import Formed, InBlocks, solves_in_blocks
 from resmerge_jax.linalg.products import counts, squares
 from resmerge_jax.linalg.products import heads as heads_of_products
 from resmerge_jax.linalg.task_vectors import (
@@ -27,6 +29,7 @@ from resmerge_jax.pipeline.packed import Packed, pack
 from resmerge_jax.pipeline.program_cache import cached
 from resmerge_jax.pipeline.updates import FROM_RECIPE, Updated, to_recipe, updated
 from resmerge_jax.sharding import (
+  AXES,
   apart_by_layer,
   each,
   expert_sharding,
@@ -64,6 +67,13 @@ class Found(NamedTuple):
   stats: dict[str, Numbers]
   head: Head | None
   recipe: dict[str, Numbers] | None  # what a recipe keeps, where one is saved
+
+
+class Passes(NamedTuple):
+  """How a program goes over its matrices."""
+
+  at_once: bool  # all in one batch, not in turn
+  in_blocks: bool  # large ones are not formed; their rows must be on one device
 
 
 class Merged(NamedTuple):
@@ -162,11 +172,12 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
     )  # fmt: skip
     head = Head(*fields)
   on_cpu = devices[0].platform == 'cpu'
+  passes = Passes(not on_cpu, on_cpu and mesh.shape[AXES[1]] == 1)
   start = aval(spec.start_shape, jnp.float32, whole)
   arguments = (base, experts, factors, context, start, head)
 
   def compile_program() -> jax.stages.Compiled:
-    stepped = apart_by_layer(functools.partial(_on_stack, spec, not on_cpu), mesh)
+    stepped = apart_by_layer(functools.partial(_on_stack, spec, passes), mesh)
     merged = Merged(on_base, *cast(Any, (layer,) * 3))  # a tree's prefix
     shardings = merged if spec.scan is None and spec.measure is None else layer
     with jax.enable_x64(needs_float64(spec.params, spec.post)):
@@ -179,7 +190,7 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
 
 def _on_stack(
   spec: KernelSpec,
-  at_once: bool,
+  passes: Passes,
   base_LxRxC: jax.Array,
   experts_LxMxRxC: jax.Array,
   factors_L: Factors | None,
@@ -194,13 +205,13 @@ def _on_stack(
     delta_NxRxC = _task_vectors(spec, base_RxC, experts_MxRxC, factors)
     one_matrix = delta_NxRxC, context, start_PxC, head
     if spec.measure is not None:
-      return _measured(spec, at_once, delta_NxRxC, start_PxC, head)
+      return _measured(spec, passes, delta_NxRxC, start_PxC, head)
     if spec.scan is None:
-      return _merge_one(spec, at_once, *one_matrix)
-    return _measure_one(spec, spec.scan, at_once, *one_matrix)
+      return _merge_one(spec, passes, *one_matrix)
+    return _measure_one(spec, spec.scan, passes, *one_matrix)
 
   stacked = (base_LxRxC, experts_LxMxRxC, factors_L, context_L, head)
-  return each(one, stacked, at_once)
+  return each(one, stacked, passes.at_once)
 
 
 def _task_vectors(
@@ -224,14 +235,14 @@ def _task_vectors(
 
 def _measured(
   spec: KernelSpec,
-  at_once: bool,
+  passes: Passes,
   delta_NxRxC: TaskVectors,
   start_PxC: jax.Array,
   head: Head | None,
 ) -> Merged:
   """Numbers of one matrix in place of a merge."""
   if spec.head_rank and head is None:
-    (head,) = _heads((spec.head_rank,), at_once, delta_NxRxC, start_PxC)
+    (head,) = _heads((spec.head_rank,), passes, delta_NxRxC, start_PxC)
   sums, stats = spec.measure(delta_NxRxC, head, spec.out_dtype)
   return Merged(None, pack(Found(sums, stats, head, None)))
 
@@ -239,7 +250,7 @@ def _measured(
 def _measure_one(
   spec: KernelSpec,
   at: ScanAt,
-  at_once: bool,
+  passes: Passes,
   delta_NxRxC: TaskVectors,
   context: Context,
   start_PxC: jax.Array,
@@ -250,21 +261,21 @@ def _measure_one(
     scan = method_of(spec.params).scans(spec.params)[at.number]
     return scan.measure(delta_NxRxC, context=context, params=spec.params)
   before = dataclasses.replace(spec, post=spec.post[: spec.post.index(at.post)])
-  one, _ = _update_one(before, at_once, delta_NxRxC, context, start_PxC, head)
+  one, _ = _update_one(before, passes, delta_NxRxC, context, start_PxC, head)
   scan = post_of(at.post).scans(at.post)[at.number]
   return scan.measure(*another_pass(one.update, delta_NxRxC), params=at.post)
 
 
 def _merge_one(
   spec: KernelSpec,
-  at_once: bool,
+  passes: Passes,
   delta_NxRxC: Any,
   context: Context,
   start_PxC: jax.Array,
   head: Head | None,
 ) -> Merged:
   """One matrix: exact float32 differences, the update, one rounding."""
-  one, heads = _update_one(spec, at_once, delta_NxRxC, context, start_PxC, head)
+  one, heads = _update_one(spec, passes, delta_NxRxC, context, start_PxC, head)
   recipe, update = to_recipe(one) if spec.recipe == 'save' else None, one.update
   if isinstance(delta_NxRxC, Products):
     update = Dense(apply_update(update, delta_NxRxC))  # a product: once, and kept
@@ -279,7 +290,7 @@ def _merge_one(
 
 def _update_one(
   spec: KernelSpec,
-  at_once: bool,
+  passes: Passes,
   delta_NxRxC: TaskVectors,
   context: Context,
   start_PxC: jax.Array,
@@ -288,7 +299,7 @@ def _update_one(
   """Heads, merge, post-processors of one matrix; the head is as given, or found."""
   heads: tuple[Head, ...] = () if head is None else (head,)
   if spec.head_rank and head is None and spec.recipe not in FROM_RECIPE:
-    heads = _heads(spec.solved, at_once, delta_NxRxC, start_PxC)
+    heads = _heads(spec.solved, passes, delta_NxRxC, start_PxC)
   return updated(spec, delta_NxRxC, own_head(spec, heads), context), heads
 
 
@@ -299,7 +310,7 @@ def own_head(spec: KernelSpec, heads: Sequence[Head]) -> Head | None:
 
 def _heads(
   ks: tuple[int, ...],
-  at_once: bool,
+  passes: Passes,
   delta_NxRxC: TaskVectors | Products,
   start_PxC: jax.Array,
 ) -> tuple[Head, ...]:
@@ -313,14 +324,22 @@ def _heads(
   (once_NxRxC,) = another_pass(delta_NxRxC)
   energy_N = sums([once_NxRxC[i] ** 2 for i in range(n)])
 
+  def solve_in_blocks(one: tuple[jax.Array, jax.Array]) -> Ritz:
+    i, energy = one
+    return ritz_pairs(InBlocks(delta_NxRxC, i), ks, start_PxC, energy)
+
   def solve(one: tuple[jax.Array, jax.Array]) -> Ritz:
     expert_RxC, energy = one
     # The barrier keeps XLA from widening the base once for all, at a pass's cost.
     base_RxC, expert_RxC = another_pass(delta_NxRxC.base_RxC, expert_RxC)
     here_NxRxC = dataclasses.replace(delta_NxRxC, base_RxC=base_RxC)
-    return ritz_pairs(here_NxRxC.difference(expert_RxC), ks, start_PxC, energy)
+    delta = Formed(here_NxRxC.difference(expert_RxC))
+    return ritz_pairs(delta, ks, start_PxC, energy)
 
-  ritz_N = each(solve, (delta_NxRxC.experts_NxRxC, energy_N), at_once)
+  if passes.in_blocks and solves_in_blocks(*delta_NxRxC.shape):
+    ritz_N = each(solve_in_blocks, (np.arange(n), energy_N), passes.at_once)
+  else:
+    ritz_N = each(solve, (delta_NxRxC.experts_NxRxC, energy_N), passes.at_once)
   return tuple(
     jax.vmap(functools.partial(head_of, k=k, short=short))(ritz_N, energy=energy_N)
     for k in ks

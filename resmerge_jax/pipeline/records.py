@@ -10,7 +10,7 @@ import numpy as np
 
 from resmerge_jax.checkpoint.group import ExpertGroup
 from resmerge_jax.host_float import to_float32
-from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.head import Head
 from resmerge_jax.pipeline.fetched import Fetched
 from resmerge_jax.pipeline.staging import Shard, Staged
 from resmerge_jax.plan.rules import Rule, family_of

@@ -30,13 +30,14 @@ class Accelerators:
 
 @dataclasses.dataclass(frozen=True)
 class Cpu:
-  """CPU devices: how many can take layers of their own.
+  """CPU devices: how many can take layers of their own, whether some share a matrix.
 
   More than one only where the user asks for virtual devices or starts several processes.
   The number of processes is not asked: any may continue a run of the same plan.
   """
 
   count: int = 1
+  splits_rows: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,8 @@ class Chosen(NamedTuple):
   """How a tensor is merged: parameters of a method (None: copied) and of what follows it.
 
   `whole`: all rows of a matrix must be together. `scans`: how often it is read before.
-  `scratch`: bytes that its program needs per entry of a matrix beside what is stored.
+  `scratch`: bytes that its program needs per entry of a matrix beside what is stored;
+  `unsplit_scratch`: on a CPU that holds all rows.
   `matrix_scratch`: bytes that it needs for one matrix of this tensor besides.
   `redone`: whether a matrix may be merged once more, on the host. `on_factors`: whether
   products of factors are merged without forming them. `loses_rank`: updates up to this
@@ -30,6 +31,7 @@ class Chosen(NamedTuple):
   whole: bool = False
   scans: int = 0
   scratch: int = 0
+  unsplit_scratch: int = 0
   matrix_scratch: int = 0
   redone: bool = False
   on_factors: bool = False

@@ -39,15 +39,17 @@ def _parts(
     n = devices.n_processes
     return math.ceil(staged / n), 0, math.ceil(out / n)
   at_once = min(layers, devices.count)
-  scratch = elements * _scratch(stack) + stack.chosen.matrix_scratch
+  scratch = elements * _scratch(stack, devices) + stack.chosen.matrix_scratch
   return staged, at_once * scratch, out
 
 
-def _scratch(stack: Stack) -> int:
+def _scratch(stack: Stack, devices: Cpu) -> int:
   """Bytes per entry: of formed task vectors too, or of the update that factors give."""
+  chosen = stack.chosen
+  scratch = chosen.scratch if devices.splits_rows else chosen.unsplit_scratch
   if stack.is_formed:
-    return stack.chosen.scratch + stack.n_experts * FLOAT32
-  return max(stack.chosen.scratch, FLOAT32 if stack.rank else 0)
+    return scratch + stack.n_experts * FLOAT32
+  return max(scratch, FLOAT32 if stack.rank else 0)
 
 
 def peak(stack: Stack, layers: int, rows: int, devices: Accelerators | Cpu) -> int:

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from resmerge_jax.cli import plan
-from resmerge_jax.linalg.krylov import block_size
+from resmerge_jax.linalg.head import block_size
 from resmerge_jax.methods.resmerge_params import ResMerge
 from resmerge_jax.pipeline import topology
-from resmerge_jax.pipeline.ahead import CYCLE_STEPS, Program
+from resmerge_jax.pipeline.ahead import Program
 from resmerge_jax.pipeline.chips import CHIPS
 from resmerge_jax.pipeline.hlo import Collective
 from resmerge_jax.pipeline.kernel_spec import KernelSpec
@@ -67,7 +67,8 @@ def test_compiles_for_a_topology(tmp_path):
   ops = [c['op'] for c in shared['collectives'] if c['op'] != 'all-reduce']
   assert ops == ['all-gather']  # left vectors of the heads, for whoever reads them
   block_bytes = 4 * 2 * block_size(1) * 80  # float32, of two experts
-  assert moved['solver step'] == [block_bytes]
+  turn_bytes = 4 * 2 * block_size(1) ** 2
+  assert moved['solver step'] == [turn_bytes, block_bytes]
   assert moved['solver cycle'] == []
   assert max(moved['once']) <= max(block_bytes + 100, 4 * 2 * 2 * MIN_ROWS)
   stored = 3 * 2 * MIN_ROWS * 80
@@ -179,16 +180,18 @@ def test_estimate():
     compile_seconds=0.0, argument=0, output=3, peak=4, accessed=1e6, flops=0.0,
     collectives=(once, step),
   )  # fmt: skip
-  assert CYCLE_STEPS == (5, 5, 10, 10, 10, 10)
+  assert (program.solver_steps(2), program.solver_steps(10)) == (5 + 1, 48)
   assert program.needed == 7
   assert program.link_bytes('solver step') == 6000  # 2 (n - 1) / n of them
   chip = dataclasses.replace(CHIPS['v5e'], memory_speed=1e9, link_speed=1e6)
-  again = 9 * 2 * 4 * 3 * 1024 / 4 * 80  # nine more steps, float32 read twice
-  expected = (1e6 + again) / 1e9 + (1500 + 10 * 6000) / 1e6
+  again = 5 * 2 * 4 * 3 * 1024 / 4 * 80  # five more steps, float32 read twice
+  expected = (1e6 + again) / 1e9 + (1500 + 6 * 6000) / 1e6
   assert program.seconds(chip, 2) == pytest.approx(expected)
   slow = dataclasses.replace(chip, flops=1e6)
-  products = 6 * 9 * 4 * block_size(1) * 3 * 1024 / 4 * 80
-  assert program.seconds(slow, 2) == pytest.approx(products / 1e6 + 0.0615)
+  products = 6 * 5 * 4 * block_size(1) * 3 * 1024 / 4 * 80
+  assert program.seconds(slow, 2) == pytest.approx(products / 1e6 + 0.0375)
+  large = dataclasses.replace(program, shape=(2, 2**17, 80))
+  assert large.solver_steps(2) == 3 + 1  # from a sample of its rows
   thin = dataclasses.replace(program, spec=dataclasses.replace(spec, cols=64))
   assert thin.seconds(chip, 2) == pytest.approx(1e6 / 1e9 + (1500 + 6000) / 1e6)
 

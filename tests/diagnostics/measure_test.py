@@ -6,7 +6,7 @@ import pytest
 from resmerge_jax.diagnostics import measure as measuring
 from resmerge_jax.diagnostics.measure import Settings, measure, open_sources
 from resmerge_jax.errors import InputError
-from resmerge_jax.linalg.krylov import ritz_size
+from resmerge_jax.linalg.head import ritz_size
 from tests import golden_cases, groups, several
 from tests.oracles import diagnostics as oracle
 

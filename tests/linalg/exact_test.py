@@ -10,7 +10,7 @@ from resmerge_jax.linalg.exact import (
   host_head,
   refined_head,
 )
-from resmerge_jax.linalg.krylov import block_size
+from resmerge_jax.linalg.head import block_size
 from tests.linalg import heads
 from tests.spectra import ALL, Spectrum
 

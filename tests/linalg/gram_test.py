@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from resmerge_jax.linalg import gram as gram_lib
-from resmerge_jax.linalg.krylov import Head, top_k
+from resmerge_jax.linalg.head import Head
+from resmerge_jax.linalg.krylov import top_k
 from resmerge_jax.pipeline.kernels import CPU_OPTIONS
 from tests.linalg import heads
 

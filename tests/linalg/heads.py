@@ -4,28 +4,58 @@ import functools
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from resmerge_jax.linalg.krylov import Head, block_size, top_k
+from resmerge_jax.linalg import krylov, passes
+from resmerge_jax.linalg.head import Head, block_size, head_of
+from resmerge_jax.linalg.krylov import ritz_pairs, top_k
+from resmerge_jax.linalg.passes import InBlocks
+from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.pipeline.kernels import CPU_OPTIONS, random_start
 from tests.spectra import GAPS, spectrum_matrix
 
+# Ways of the solver: as shapes choose them, small ones here; as for large ones, from a
+# sample of rows; and as for those with many entries, also formed block by block.
+WAYS = ('as_small', 'sampled', 'in_blocks')
+
 
 @functools.cache
-def compiled(k: int):
+def compiled(k: int, way: str = 'as_small'):
   """top_k of one matrix, compiled as the pipeline compiles it."""
-  return jax.jit(lambda d, start: top_k(d, k, start), compiler_options=CPU_OPTIONS)
+
+  def in_blocks(delta_RxC: jax.Array, start_PxC: jax.Array) -> Head:
+    zero_RxC = jnp.zeros_like(delta_RxC)
+    stored = TaskVectors(zero_RxC, jnp.stack([zero_RxC, delta_RxC]), True)
+    energy = jnp.sum(jnp.sum(delta_RxC * delta_RxC, axis=1))
+    ritz = ritz_pairs(InBlocks(stored, jnp.int32(1)), (k,), start_PxC, energy)
+    return head_of(ritz, k, min(delta_RxC.shape), energy)
+
+  def formed(delta_RxC: jax.Array, start_PxC: jax.Array) -> Head:
+    return top_k(delta_RxC, k, start_PxC)
+
+  def traced(delta_RxC: jax.Array, start_PxC: jax.Array) -> Head:
+    with pytest.MonkeyPatch.context() as patch:
+      if way != 'as_small':
+        patch.setattr(krylov, 'LARGE', 0)
+      patch.setattr(
+        passes, 'BLOCK_BYTES', delta_RxC.nbytes // 3 + 40
+      )  # a short block too
+      return (in_blocks if way == 'in_blocks' else formed)(delta_RxC, start_PxC)
+
+  return jax.jit(traced, compiler_options=CPU_OPTIONS)
 
 
 def start(k: int, cols: int, seed: int = 0) -> np.ndarray:
   return random_start(1000 * seed + k, (block_size(k), cols)).copy()
 
 
-def solve(delta_BxRxC: np.ndarray, k: int) -> Head:
+def solve(delta_BxRxC: np.ndarray, k: int, way: str = 'as_small') -> Head:
   """Heads of several matrices, one after the other, stacked on the host."""
   k = min(k, *delta_BxRxC.shape[1:])
   start_PxC = start(k, delta_BxRxC.shape[2])
-  found = [jax.device_get(compiled(k)(d, start_PxC)) for d in delta_BxRxC]
+  found = [jax.device_get(compiled(k, way)(d, start_PxC)) for d in delta_BxRxC]
   return jax.tree.map(lambda *fields: np.stack(fields), *found)
 
 

@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 
 from resmerge_jax.linalg.exact import exact_head
-from resmerge_jax.linalg.krylov import (
-  MAX_ERROR,
-  THIN,
-  Head,
-  block_size,
-  top_k,
-  top_ks,
-)
+from resmerge_jax.linalg.head import MAX_ERROR, THIN, Head, block_size
+from resmerge_jax.linalg.krylov import top_k, top_ks
 from resmerge_jax.pipeline.kernels import CPU_OPTIONS
 from tests.linalg import heads
 from tests.spectra import ALL, Spectrum
@@ -63,12 +57,13 @@ def test_small_and_thin_matrices(group: list[Spectrum]):
   assert head.certified.all()  # all values were computed: none can be missed
 
 
+@pytest.mark.parametrize('way', heads.WAYS)
 @pytest.mark.parametrize(('rows', 'cols', 'k'), LARGE)
-def test_larger_matrices(rows: int, cols: int, k: int):
+def test_larger_matrices(rows: int, cols: int, k: int, way: str):
   assert min(rows, cols) > THIN
   found = heads.larger(rows, cols, k)
   delta_BxRxC = np.stack(list(found.values()))
-  head = heads.solve(delta_BxRxC, k)
+  head = heads.solve(delta_BxRxC, k, way)
   assert_accurate_or_flagged(delta_BxRxC, head, k, list(found))
   for b, (name, delta_RxC) in enumerate(found.items()):
     share = np.linalg.svd(delta_RxC.astype(np.float64), compute_uv=False) ** 2
@@ -112,9 +107,11 @@ def test_head_is_orthonormal_and_scaled(rows: int, cols: int, k: int):
   np.testing.assert_allclose(y_KxR, v_KxC @ delta_RxC.T, atol=1e-6)
 
 
-def test_zero_matrix_has_a_zero_head():
-  for rows, cols in [(300, 200), (72, 56), (1, 64), (64, 1), (1, 1)]:
-    head = heads.solve(np.zeros((1, rows, cols), np.float32), 1)
+@pytest.mark.parametrize('way', heads.WAYS)
+def test_zero_matrix_has_a_zero_head(way: str):
+  shapes = [(72, 56), (1, 64), (64, 1), (1, 1)] if way == 'as_small' else []
+  for rows, cols in [(300, 200), *shapes]:
+    head = heads.solve(np.zeros((1, rows, cols), np.float32), 1, way)
     assert not head.y_KxR.any()
     assert not head.sigma_K.any()
     assert (head.error, head.sigma_next, head.certified) == (0.0, 0.0, True)
@@ -158,6 +155,19 @@ def test_scaling_by_a_power_of_two_scales_the_head_alone():
   np.testing.assert_allclose(head.error, head.error[0], rtol=1e-3)
   np.testing.assert_allclose(
     head.sigma_K[:, 0] / head.sigma_K[0, 0], [1, 2.0**-40, 2.0**40], rtol=1e-6
+  )
+
+
+@pytest.mark.parametrize('way', ['sampled', 'in_blocks'])
+@pytest.mark.parametrize('k', [1, 3])
+def test_a_sample_without_the_updated_rows(way: str, k: int):
+  """Every fourth row is zero, so what the start is made of knows nothing."""
+  found = heads.larger(300, 200, k)
+  names = ['geometric', 'power', 'rank_k', 'strong_head']
+  delta_BxRxC = np.stack([found[name] for name in names])
+  delta_BxRxC[:, ::4] = 0
+  assert_accurate_or_flagged(
+    delta_BxRxC, heads.solve(delta_BxRxC, k, way), k, ['no gap known'] * len(names)
   )
 
 

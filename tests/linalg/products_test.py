@@ -7,7 +7,7 @@ import pytest
 
 from resmerge_jax.linalg.exact import exact_head
 from resmerge_jax.linalg.gram import gram, residual, squares_of_sums
-from resmerge_jax.linalg.krylov import Head, block_size, ritz_size
+from resmerge_jax.linalg.head import Head, block_size, ritz_size
 from resmerge_jax.linalg.products import counts, heads, squares
 from resmerge_jax.linalg.task_vectors import Products, TaskVectors, formed
 from resmerge_jax.methods.base import LowRank, apply_update

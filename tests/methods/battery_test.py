@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from resmerge_jax.errors import InputError
-from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.head import Head
 from resmerge_jax.methods.breadcrumbs import Breadcrumbs
 from resmerge_jax.methods.components import HeadOnly, ResidualOnly
 from resmerge_jax.methods.dare import Dare, DareTies

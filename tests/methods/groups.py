@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resmerge_jax.linalg.exact import exact_head
-from resmerge_jax.linalg.krylov import Head
+from resmerge_jax.linalg.head import Head
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.methods.base import (
   Context,

@@ -1,0 +1,118 @@
+"""What the head solver asks of a matrix: one pass over it, there and back.
+
+d is the matrix divided by its Frobenius norm: scale * delta. S are sampled rows.
+"""
+
+import dataclasses
+import math
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from resmerge_jax.linalg.head import THIN
+from resmerge_jax.linalg.orthonormal import dot, eigh
+from resmerge_jax.linalg.task_vectors import TaskVectors
+
+# Matrices of more entries (128 MiB) are faster by `InBlocks` on a CPU. It forms so many
+# bytes of float32 rows at a time; bytes per entry that the solver then needs (measured:
+# up to 1.4, for the sampled rows).
+MANY_ENTRIES, BLOCK_BYTES, SCRATCH = 2**25, 16 * 2**20, 2
+
+
+class Matrix(Protocol):
+  """A matrix RxC, as the solver sees it."""
+
+  @property
+  def shape(self) -> tuple[int, int]: ...
+
+  def sample(self, every: int) -> jax.Array:
+    """Every so many-th row, SxC."""
+
+  def there_and_back(
+    self, x_PxC: jax.Array, scale: jax.Array, sample_SxC: jax.Array | None
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """x, y = x d^T (PxR) and w = y d (PxC), x turned so that the y_p are orthogonal.
+
+    So a small singular value keeps its digits: its row of w has no part of a large
+    one's, whose rounding would cover it.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Formed:
+  """A float32 matrix in memory."""
+
+  delta_RxC: jax.Array
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    n_rows, n_cols = self.delta_RxC.shape
+    return n_rows, n_cols
+
+  def sample(self, every: int) -> jax.Array:
+    return self.delta_RxC[::every]
+
+  def there_and_back(
+    self,
+    x_PxC: jax.Array,
+    scale: jax.Array,
+    sample_SxC: jax.Array | None = None,  # noqa: ARG002
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    y_RxP = dot('rc,pc->rp', self.delta_RxC, x_PxC) * scale  # so ordered: no copy
+    q_PxP = _turn(y_RxP)
+    y_RxP = dot('rp,pq->rq', y_RxP, q_PxP)
+    w_PxC = dot('rp,rc->pc', y_RxP, self.delta_RxC) * scale
+    return dot('pq,pc->qc', q_PxP, x_PxC), y_RxP.T, w_PxC
+
+
+@dataclasses.dataclass(frozen=True)
+class InBlocks:
+  """D_i of some task vectors, formed block by block of rows from what is stored.
+
+  For matrices that no cache holds: each block serves both products, and the memory is
+  read once a pass instead of twice. The y_p are orthogonal on the sample only.
+  """
+
+  delta_NxRxC: TaskVectors
+  i: jax.Array
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    return self.delta_NxRxC.shape
+
+  def sample(self, every: int) -> jax.Array:
+    return self.delta_NxRxC.every(every).at(self.i)
+
+  def there_and_back(
+    self, x_PxC: jax.Array, scale: jax.Array, sample_SxC: jax.Array | None
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    assert sample_SxC is not None
+    q_PxP = _turn(dot('sc,pc->sp', sample_SxC, x_PxC) * scale)
+    x_PxC = dot('pq,pc->qc', q_PxP, x_PxC)
+    n_rows, n_cols = self.shape
+    n_blocks = math.ceil(4 * n_rows * n_cols / BLOCK_BYTES)
+    size = math.ceil(n_rows / n_blocks)
+
+    def block(b: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+      y_RxP, w_PxC = state
+      first = jnp.minimum(b * size, n_rows - size)  # the last block repeats some rows
+      delta_BxC = self.delta_NxRxC.rows(self.i, first, size)
+      y_BxP = dot('bc,pc->bp', delta_BxC, x_PxC) * scale
+      y_RxP = jax.lax.dynamic_update_slice_in_dim(y_RxP, y_BxP, first, 0)
+      is_new_B = first + jnp.arange(size) >= b * size
+      return y_RxP, w_PxC + dot('bp,bc->pc', y_BxP * is_new_B[:, None], delta_BxC)
+
+    start = jnp.zeros((n_rows, len(x_PxC))), jnp.zeros(x_PxC.shape)
+    y_RxP, w_PxC = jax.lax.fori_loop(0, n_blocks, block, start)
+    return x_PxC, y_RxP.T, w_PxC * scale
+
+
+def solves_in_blocks(n_rows: int, n_cols: int) -> bool:
+  """Whether a CPU that holds all rows takes `InBlocks`; thin matrices must be formed."""
+  return n_rows * n_cols > MANY_ENTRIES and min(n_rows, n_cols) > THIN
+
+
+def _turn(y_RxP: jax.Array) -> jax.Array:
+  """The rotation, PxP, that makes the columns of y orthogonal."""
+  return eigh(dot('rp,rq->pq', y_RxP, y_RxP))[0]
