@@ -20,8 +20,10 @@ class Device:
 
 
 def test_cpus():
-  assert device_facts(jax.devices()) == Cpu(8)
-  assert device_facts(jax.devices(), (4, 2)) == Cpu(4)
+  assert device_facts(jax.devices()) == Cpu(8, splits_rows=True)  # where layers are few
+  assert device_facts(jax.devices(), (4, 2)) == Cpu(4, splits_rows=True)
+  assert device_facts(jax.devices(), (8, 1)) == Cpu(8)
+  assert device_facts(jax.devices()[:1]) == Cpu()
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -39,4 +41,4 @@ def test_other_kinds_are_asked():
   assert device_facts(gpus[::-1]) == Accelerators(2, 5 * 2**30, 2)  # not the other's
   assert device_facts([Device('M3')]) == Cpu()  # does not tell: steps as on a CPU
   # Of any number of processes: the plan must not depend on it.
-  assert device_facts([Device('M3'), Device('M3', 1)]) == Cpu(2)
+  assert device_facts([Device('M3'), Device('M3', 1)]) == Cpu(2, splits_rows=True)

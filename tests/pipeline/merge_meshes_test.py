@@ -12,7 +12,8 @@ import pytest
 import resmerge_jax
 from resmerge_jax.config_checks import parse_mesh
 from resmerge_jax.errors import InputError
-from resmerge_jax.pipeline import loop
+from resmerge_jax.linalg import krylov, passes
+from resmerge_jax.pipeline import kernels, loop, program_cache
 from resmerge_jax.pipeline.staging import Staging
 from tests import groups, several
 from tests.groups import MEAN
@@ -60,6 +61,28 @@ def test_agrees_with_one_device(group, on_one, tmp_path, n_devices, mesh):
         np.testing.assert_allclose(ours[key], theirs[key], rtol=1e-4)
     assert ours.get('float64_head') == theirs.get('float64_head')
     assert any(ours.get('float64_head', [])) == (ours['name'] == several.CLOSE)
+
+
+@pytest.fixture
+def _all_count_as_large(monkeypatch):
+  """Programs as for the matrices of large models: sampled starts, blocks of rows."""
+  monkeypatch.setattr(krylov, 'LARGE', 0)
+  monkeypatch.setattr(passes, 'MANY_ENTRIES', 0)
+  monkeypatch.setattr(passes, 'BLOCK_BYTES', 2**14)
+  monkeypatch.setattr(program_cache, '_folders', [])  # programs of others are no use
+  kernels.compile_kernel.cache_clear()
+  yield
+  kernels.compile_kernel.cache_clear()
+
+
+@pytest.mark.usefixtures('_all_count_as_large')
+@pytest.mark.parametrize(('n_devices', 'mesh'), [(1, None), (6, 'layer:3,row:2')])
+def test_large_matrices_agree(group, on_one, tmp_path, n_devices, mesh):
+  """In blocks on one device; where two share rows, formed."""
+  got, records = merged(group, tmp_path / 'out', n_devices, mesh)
+  several.assert_agree(got, on_one[0], groups.load(group.base))
+  flagged = [r['name'] for r in records if any(r.get('float64_head', []))]
+  assert flagged == [several.CLOSE]
 
 
 def test_state_dicts_agree_with_one_device(group):
