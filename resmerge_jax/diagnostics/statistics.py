@@ -19,7 +19,7 @@ from resmerge_jax.linalg.orthonormal import dot
 from resmerge_jax.linalg.quadrature import spectrum, tridiagonals
 from resmerge_jax.linalg.task_vectors import TaskVectors, widen
 from resmerge_jax.methods import resmerge
-from resmerge_jax.pipeline.kernels import Sums
+from resmerge_jax.pipeline.sums import Sums
 from resmerge_jax.types import DTYPES
 
 SAMPLE = 64  # rows and columns of the block that tells the rank

@@ -8,8 +8,9 @@ import numpy as np
 
 from resmerge_jax.linalg.head import Head
 from resmerge_jax.pipeline.kernel_spec import staged_dtype
-from resmerge_jax.pipeline.kernels import Found, Merged, Sums
+from resmerge_jax.pipeline.kernels import Found, Merged
 from resmerge_jax.pipeline.packed import unpack
+from resmerge_jax.pipeline.sums import Sums
 from resmerge_jax.plan.stacks import Step
 
 

@@ -9,12 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resmerge_jax.linalg.gram import another_pass, row_sums, sums
-from resmerge_jax.linalg.head import Head, Ritz, head_of, ritz_size
-from resmerge_jax.linalg.krylov import ritz_pairs
-from resmerge_jax.linalg.passes import Formed, InBlocks, solves_in_blocks
-from resmerge_jax.linalg.products import counts, squares
-from resmerge_jax.linalg.products import heads as heads_of_products
+from resmerge_jax.linalg.gram import another_pass
+from resmerge_jax.linalg.head import Head, ritz_size
 from resmerge_jax.linalg.task_vectors import (
   Products,
   TaskVectors,
@@ -22,11 +18,13 @@ from resmerge_jax.linalg.task_vectors import (
   narrow,
   widen,
 )
-from resmerge_jax.methods.base import Context, Dense, Update, apply_update
+from resmerge_jax.methods.base import Context, Dense, apply_update
 from resmerge_jax.methods.table import method_of, needs_float64, post_of
 from resmerge_jax.pipeline.kernel_spec import KernelSpec, ScanAt, device_dtype
 from resmerge_jax.pipeline.packed import Packed, pack
 from resmerge_jax.pipeline.program_cache import cached
+from resmerge_jax.pipeline.solve import Passes, Solved, solve_heads
+from resmerge_jax.pipeline.sums import Numbers, Sums, merge_sums
 from resmerge_jax.pipeline.updates import FROM_RECIPE, Updated, to_recipe, updated
 from resmerge_jax.sharding import (
   AXES,
@@ -48,16 +46,6 @@ CPU_OPTIONS: dict[str, str | bool] = {
 
 
 Factors = tuple[jax.Array, jax.Array]  # left NxRxF, right NxFxC of D_i = left_i right_i
-Numbers = Any  # jax.Array from the device, numpy.ndarray once fetched to the host
-
-
-class Sums(NamedTuple):
-  """Sums, not norms, so that blocks of rows add up."""
-
-  delta_sq_LxN: Numbers  # ||D_i||^2
-  changed_LxN: Numbers  # entries with D_i != 0 (see `products.counts`)
-  update_sq_L: Numbers  # ||U||^2
-  loss_sq_L: Numbers  # ||round(W_0 + U) - W_0 - U||^2
 
 
 class Found(NamedTuple):
@@ -67,13 +55,6 @@ class Found(NamedTuple):
   stats: dict[str, Numbers]
   head: Head | None
   recipe: dict[str, Numbers] | None  # what a recipe keeps, where one is saved
-
-
-class Passes(NamedTuple):
-  """How a program goes over its matrices."""
-
-  at_once: bool  # all in one batch, not in turn
-  in_blocks: bool  # large ones are not formed; their rows must be on one device
 
 
 class Merged(NamedTuple):
@@ -242,7 +223,7 @@ def _measured(
 ) -> Merged:
   """Numbers of one matrix in place of a merge."""
   if spec.head_rank and head is None:
-    (head,) = _heads((spec.head_rank,), passes, delta_NxRxC, start_PxC)
+    (head,) = solve_heads((spec.head_rank,), passes, delta_NxRxC, start_PxC).heads
   sums, stats = spec.measure(delta_NxRxC, head, spec.out_dtype)
   return Merged(None, pack(Found(sums, stats, head, None)))
 
@@ -275,16 +256,16 @@ def _merge_one(
   head: Head | None,
 ) -> Merged:
   """One matrix: exact float32 differences, the update, one rounding."""
-  one, heads = _update_one(spec, passes, delta_NxRxC, context, start_PxC, head)
+  one, solved = _update_one(spec, passes, delta_NxRxC, context, start_PxC, head)
   recipe, update = to_recipe(one) if spec.recipe == 'save' else None, one.update
   if isinstance(delta_NxRxC, Products):
     update = Dense(apply_update(update, delta_NxRxC))  # a product: once, and kept
   delta_NxRxC, update = another_pass(delta_NxRxC, update)
   merged_RxC = widen(delta_NxRxC.base_RxC) + apply_update(update, delta_NxRxC)
   out_RxC = narrow(merged_RxC, device_dtype(spec.out_dtype))
-  sums = _sums(*another_pass(delta_NxRxC, update, out_RxC))
-  lent = Lent(heads, one.measured) if spec.lends else None
-  found = Found(sums, one.stats, own_head(spec, heads), recipe)
+  sums = merge_sums(solved.known, *another_pass(delta_NxRxC, update, out_RxC))
+  lent = Lent(solved.heads, one.measured) if spec.lends else None
+  found = Found(sums, one.stats, own_head(spec, solved.heads), recipe)
   return Merged(out_RxC, pack(found), lent)
 
 
@@ -295,73 +276,14 @@ def _update_one(
   context: Context,
   start_PxC: jax.Array,
   head: Head | None,
-) -> tuple[Updated, tuple[Head, ...]]:
+) -> tuple[Updated, Solved]:
   """Heads, merge, post-processors of one matrix; the head is as given, or found."""
-  heads: tuple[Head, ...] = () if head is None else (head,)
+  solved = Solved() if head is None else Solved((head,))
   if spec.head_rank and head is None and spec.recipe not in FROM_RECIPE:
-    heads = _heads(spec.solved, passes, delta_NxRxC, start_PxC)
-  return updated(spec, delta_NxRxC, own_head(spec, heads), context), heads
+    solved = solve_heads(spec.solved, passes, delta_NxRxC, start_PxC)
+  return updated(spec, delta_NxRxC, own_head(spec, solved.heads), context), solved
 
 
 def own_head(spec: KernelSpec, heads: Sequence[Head]) -> Head | None:
   """That of the method's rank, among those that were solved."""
   return heads[spec.solved.index(spec.head_rank)] if heads else None
-
-
-def _heads(
-  ks: tuple[int, ...],
-  passes: Passes,
-  delta_NxRxC: TaskVectors | Products,
-  start_PxC: jax.Array,
-) -> tuple[Head, ...]:
-  """Of each rank; of all experts, stacked."""
-  if isinstance(delta_NxRxC, Products):
-    n_wanted = ritz_size(max(ks), min(delta_NxRxC.shape))
-    found = heads_of_products(delta_NxRxC, ks, start_PxC, n_wanted)
-    return jax.tree.map(lambda *of_experts: jnp.stack(of_experts), *found)
-
-  n, short = len(delta_NxRxC), min(delta_NxRxC.shape)
-  (once_NxRxC,) = another_pass(delta_NxRxC)
-  energy_N = sums([once_NxRxC[i] ** 2 for i in range(n)])
-
-  def solve_in_blocks(one: tuple[jax.Array, jax.Array]) -> Ritz:
-    i, energy = one
-    return ritz_pairs(InBlocks(delta_NxRxC, i), ks, start_PxC, energy)
-
-  def solve(one: tuple[jax.Array, jax.Array]) -> Ritz:
-    expert_RxC, energy = one
-    # The barrier keeps XLA from widening the base once for all, at a pass's cost.
-    base_RxC, expert_RxC = another_pass(delta_NxRxC.base_RxC, expert_RxC)
-    here_NxRxC = dataclasses.replace(delta_NxRxC, base_RxC=base_RxC)
-    delta = Formed(here_NxRxC.difference(expert_RxC))
-    return ritz_pairs(delta, ks, start_PxC, energy)
-
-  if passes.in_blocks and solves_in_blocks(*delta_NxRxC.shape):
-    ritz_N = each(solve_in_blocks, (np.arange(n), energy_N), passes.at_once)
-  else:
-    ritz_N = each(solve, (delta_NxRxC.experts_NxRxC, energy_N), passes.at_once)
-  return tuple(
-    jax.vmap(functools.partial(head_of, k=k, short=short))(ritz_N, energy=energy_N)
-    for k in ks
-  )
-
-
-def _sums(
-  delta_NxRxC: TaskVectors | Products, update: Update, out_RxC: jax.Array
-) -> Sums:
-  n = len(delta_NxRxC)
-  update_RxC = apply_update(update, delta_NxRxC)
-  loss_RxC = widen(out_RxC) - (widen(delta_NxRxC.base_RxC) + update_RxC)
-  if isinstance(delta_NxRxC, Products):
-    update_sq, loss_sq = jnp.stack(row_sums([update_RxC**2, loss_RxC**2])).sum(1)
-    return Sums(squares(delta_NxRxC), counts(delta_NxRxC), update_sq, loss_sq)
-  rows = row_sums(
-    [delta_NxRxC[i] ** 2 for i in range(n)]
-    + [(delta_NxRxC[i] != 0).astype(jnp.float32) for i in range(n)]
-    + [update_RxC**2, loss_RxC**2]
-  )
-  changed_NxR = jnp.stack(rows[n : 2 * n]).astype(jnp.int32)
-  # A product instead of a sum: XLA compiles it in a third of the time.
-  changed_N = changed_NxR @ jnp.ones(changed_NxR.shape[1], jnp.int32)
-  total_X = jnp.stack([*rows[:n], *rows[2 * n :]]).sum(1)
-  return Sums(total_X[:n], changed_N, total_X[n], total_X[n + 1])

@@ -33,6 +33,8 @@ ARITHMETIC = (
   'pipeline/kernels.py',
   'pipeline/kernel_spec.py',
   'pipeline/packed.py',
+  'pipeline/solve.py',
+  'pipeline/sums.py',
   'pipeline/updates.py',
   'sharding.py',
   'types.py',
