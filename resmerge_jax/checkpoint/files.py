@@ -11,6 +11,8 @@ from resmerge_jax.checkpoint.remote import RemoteFile, RemoteFolder
 Folder = pathlib.Path | RemoteFolder
 File = pathlib.Path | RemoteFile
 AT_ONCE = 8  # requests to a remote store: each mostly waits
+CAN_EXPECT = hasattr(os, 'posix_fadvise')  # Linux
+EXPECTED_AT_ONCE = 512 * 2**10  # bytes; Linux reads no more for one request
 _Item = TypeVar('_Item')
 _Result = TypeVar('_Result')
 
@@ -37,6 +39,9 @@ class OpenFile(Protocol):
   def read_into(self, out: memoryview, offset: int) -> int:
     """Fills `out` from the byte at `offset` on, or a part of it; 0 at the file's end."""
 
+  def expect(self, offset: int, n: int) -> None:
+    """These bytes will be wanted soon: where the system can, it reads them meanwhile."""
+
   def size(self, likely: int = 0) -> int:
     """Bytes; told with fewest requests if it is `likely`."""
 
@@ -52,6 +57,13 @@ class _LocalFile:
 
   def read_into(self, out: memoryview, offset: int) -> int:
     return os.preadv(self._fd, [out], offset)
+
+  def expect(self, offset: int, n: int) -> None:
+    if not CAN_EXPECT:
+      return
+    for start in range(offset, offset + n, EXPECTED_AT_ONCE):
+      n_here = min(EXPECTED_AT_ONCE, offset + n - start)
+      os.posix_fadvise(self._fd, start, n_here, os.POSIX_FADV_WILLNEED)
 
   def size(self, likely: int = 0) -> int:
     del likely
@@ -77,6 +89,9 @@ class _RemoteFile:
       self._changed = version
     out[: len(data)] = data
     return len(data)
+
+  def expect(self, offset: int, n: int) -> None:
+    """Nothing keeps them."""
 
   def size(self, likely: int = 0) -> int:
     return self._file.size(likely)

@@ -13,7 +13,7 @@ from resmerge_jax.checkpoint.adapter_config import (
   AdapterConfig,
   read_adapter_config,
 )
-from resmerge_jax.checkpoint.files import Folder
+from resmerge_jax.checkpoint.files import CAN_EXPECT, Folder
 from resmerge_jax.checkpoint.json_object import load_json_object
 from resmerge_jax.checkpoint.orbax_tree import OrbaxTree, is_orbax, open_tree
 from resmerge_jax.checkpoint.remote import (
@@ -81,6 +81,14 @@ class Checkpoint:
   @property
   def is_remote(self) -> bool:
     return isinstance(self.path, RemoteFolder)
+
+  @property
+  def reads_ahead(self) -> bool:
+    """Whether bytes that are expected (`Reader.expect`) come before there is a buffer.
+
+    The system reads those of files on this machine; others are in memory.
+    """
+    return CAN_EXPECT and self.tree is None and not self.is_remote
 
   @property
   def nbytes(self) -> int:

@@ -59,6 +59,9 @@ class MemoryReader:
   def __exit__(self, *exception: object) -> None:
     pass
 
+  def expect(self, ref: TensorRef, row_start: int, row_stop: int) -> None:
+    """It is here."""
+
   def read_into(
     self, ref: TensorRef, row_start: int, row_stop: int, out: np.ndarray
   ) -> None:

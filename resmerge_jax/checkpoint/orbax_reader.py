@@ -40,6 +40,9 @@ class OrbaxReader:
       self._arrays.clear()
       self._context = None
 
+  def expect(self, ref: TensorRef, row_start: int, row_stop: int) -> None:
+    """Nothing keeps them."""
+
   def read_into(
     self, ref: TensorRef, row_start: int, row_stop: int, out: np.ndarray
   ) -> None:

@@ -3,6 +3,7 @@
 A row is a row of the tensor's matrix view (`TensorRef.rows`, `TensorRef.cols`).
 """
 
+import contextlib
 import threading
 from collections.abc import Mapping
 from typing import Protocol, Self
@@ -23,6 +24,9 @@ class Reader(Protocol):
   def read_into(
     self, ref: TensorRef, row_start: int, row_stop: int, out: np.ndarray
   ) -> None: ...
+
+  def expect(self, ref: TensorRef, row_start: int, row_stop: int) -> None:
+    """The same rows will be read soon; `Checkpoint.reads_ahead` tells if that helps."""
 
   def __enter__(self) -> Self: ...
 
@@ -87,6 +91,12 @@ class CheckpointReader:
     except OSError as error:
       text = self._describe(ref, f'cannot be read: {error.strerror}')
       raise StoppedError(text, fix=BRING_BACK) from error
+
+  def expect(self, ref: TensorRef, row_start: int, row_stop: int) -> None:
+    """Raises nothing: who reads the rows finds out."""
+    begin, end = block_bytes(ref, row_start, row_stop)
+    with contextlib.suppress(OSError, InputError):
+      self._open(ref)[0].expect(ref.start + begin, end - begin)
 
   def _open(self, ref: TensorRef) -> tuple[OpenFile, State]:
     with self._lock:

@@ -17,7 +17,7 @@ from resmerge_jax.linalg.exact import HostHead
 from resmerge_jax.pipeline.compiling import Compiling
 from resmerge_jax.pipeline.kernel_spec import KernelSpec, ScanAt, as_bits
 from resmerge_jax.pipeline.kernels import Kernel, Lent, random_start
-from resmerge_jax.pipeline.staging import Staged, Staging, fill, staged
+from resmerge_jax.pipeline.staging import Staged, Staging, expect, fill, staged
 from resmerge_jax.pipeline.turns import Turn
 from resmerge_jax.pipeline.work import Work
 from resmerge_jax.plan.stacks import Step
@@ -131,7 +131,9 @@ def _timed(seconds: dict[str, float], phase: str, call: Callable[[], Any]) -> An
 
 
 def _fetch(work: Work, staging: Staging, pool: Executor, step: Step) -> Staged:
-  target = staged(staging, work.places[id(step)], step.stack)
+  where = work.places[id(step)]
+  expect(step, where, work.plan.devices, work.group, work.readers)
+  target = staged(staging, where, step.stack, work.plan.devices)
   fill(step, target, work.group, work.readers, pool)
   return target
 

@@ -7,7 +7,7 @@ be refilled only after every program that reads it has finished.
 import dataclasses
 import itertools
 import math
-import queue
+import threading
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Executor, Future
 
@@ -19,7 +19,9 @@ from resmerge_jax.checkpoint.lora import read_left, read_right
 from resmerge_jax.checkpoint.reader import Reader
 from resmerge_jax.host_float import to_float32
 from resmerge_jax.pipeline.kernel_spec import staged_dtype
+from resmerge_jax.plan.accelerators import Accelerators, Cpu
 from resmerge_jax.plan.stacks import Stack, Step
+from resmerge_jax.plan.step_sizes import is_alone
 from resmerge_jax.types import DTYPES, TensorRef
 
 ALIGNMENT = 64  # bytes; what XLA's CPU client asks for to use a buffer in place
@@ -36,30 +38,38 @@ class Staging:
   """A fixed set of buffers; `take` waits until one is given back.
 
   Buffers grow to the largest step met and are then reused, so their pages are
-  faulted in once.
+  faulted in once. Steps that are `alone` (`step_sizes.is_alone`) all take the first.
   """
 
   def __init__(self, count: int):
-    self._count = count
+    self._buffers = [aligned(0) for _ in range(count)]
+    self._free = set(range(count))
     self._closed = False
-    self._free: queue.Queue[np.ndarray] = queue.Queue()
-    for _ in range(count):
-      self._free.put(aligned(0))
+    self._changed = threading.Condition()
 
-  def take(self, nbytes: int) -> np.ndarray:
-    buffer = self._free.get()
-    if self._closed:
-      raise CancelledError
-    return buffer if buffer.size >= nbytes else aligned(nbytes)
+  def take(self, nbytes: int, alone: bool = False) -> np.ndarray:
+    wanted = {0} if alone else set(range(len(self._buffers)))
+    with self._changed:
+      self._changed.wait_for(lambda: self._closed or self._free & wanted)
+      if self._closed:
+        raise CancelledError
+      at = max(self._free & wanted)
+      self._free.remove(at)
+      if self._buffers[at].size < nbytes:
+        self._buffers[at] = aligned(0)  # freed before the larger one is made
+        self._buffers[at] = aligned(nbytes)
+      return self._buffers[at]
 
   def give_back(self, buffer: np.ndarray) -> None:
-    self._free.put(buffer)
+    with self._changed:
+      self._free |= {i for i, own in enumerate(self._buffers) if own is buffer}
+      self._changed.notify_all()
 
   def close(self) -> None:
     """Ends the wait of a thread in `take` when the run is given up."""
-    self._closed = True
-    for _ in range(self._count):
-      self._free.put(aligned(0))
+    with self._changed:
+      self._closed = True
+      self._changed.notify_all()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +136,7 @@ def staged(
   staging: Staging,
   where: Places,
   stack: Stack,
+  devices: Accelerators | Cpu,
 ) -> Staged:
   """Takes a buffer and cuts it for the shards at `where`; blocks are aligned."""
   n, f, n_whole = stack.n_experts, stack.rank, len(stack.sources) - 1
@@ -144,7 +155,7 @@ def staged(
   ]
   sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in kinds]
   starts = [0, *itertools.accumulate(size + -size % ALIGNMENT for size in sizes)]
-  buffer = staging.take(starts[-1])
+  buffer = staging.take(starts[-1], is_alone(stack, starts[-1], devices))
   blocks = [
     buffer[start : start + size].view(dtype).reshape(shape)
     for start, size, (shape, dtype) in zip(starts, sizes, kinds, strict=False)
@@ -154,6 +165,29 @@ def staged(
     for i, place in enumerate(where)
   )
   return Staged(buffer, shards)
+
+
+def expect(
+  step: Step,
+  where: Places,
+  devices: Accelerators | Cpu,
+  group: ExpertGroup,
+  readers: Sequence[Reader],
+) -> None:
+  """Has the system read what `fill` will want of a step that is alone, from storage.
+
+  Its buffer is not free before the step before it is computed.
+  """
+  n_rows = sum(len(layers) * len(rows) for _, layers, rows in where)
+  if not is_alone(step.stack, n_rows * step.stack.row_bytes, devices):
+    return
+  for _, *ranges in where:
+    layers, rows = _inside(step, *ranges)
+    for i in step.stack.sources:
+      for layer in layers if step.present[i] and rows else ():
+        ref, first = group.place(i, step.names[layer])
+        at_row = first + step.row_start
+        readers[i].expect(ref, at_row + rows.start, at_row + rows.stop)
 
 
 def fill(
@@ -170,7 +204,7 @@ def fill(
   """
   jobs = []
   for shard in target.shards:
-    layers, rows = _inside(step, shard)
+    layers, rows = _inside(step, shard.layers, shard.rows)
     jobs += _fill_factors(step, shard, group, readers, pool)
     for i in step.stack.sources:
       view = shard.source(i)
@@ -185,7 +219,7 @@ def fill(
   for job in jobs:
     job.result()
   for shard in target.shards:
-    layers, rows = _inside(step, shard)
+    layers, rows = _inside(step, shard.layers, shard.rows)
     for i in step.stack.sources:
       if not step.present[i]:
         lacks_base = i == 0 or not step.present[0]
@@ -201,7 +235,7 @@ def _fill_factors(
   pool: Executor,
 ) -> list[Future]:
   """Zeros, and reading into them what there is."""
-  layers, rows = _inside(step, shard)
+  layers, rows = _inside(step, shard.layers, shard.rows)
   shard.left[...] = 0
   shard.right[...] = 0
   jobs = []
@@ -218,12 +252,12 @@ def _fill_factors(
   return jobs
 
 
-def _inside(step: Step, shard: Shard) -> tuple[range, range]:
-  """The shard's layers and rows that are none of the padding."""
+def _inside(step: Step, layers: range, rows: range) -> tuple[range, range]:
+  """Those of a shard's layers and rows that are none of the padding."""
   n_rows = step.row_stop - step.row_start
   return (
-    range(shard.layers.start, min(shard.layers.stop, len(step.names))),
-    range(shard.rows.start, min(shard.rows.stop, n_rows)),
+    range(layers.start, min(layers.stop, len(step.names))),
+    range(rows.start, min(rows.stop, n_rows)),
   )
 
 

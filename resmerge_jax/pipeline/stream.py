@@ -136,7 +136,8 @@ def whole_layer(
         right=shard.right[at],
       )
   one = dataclasses.replace(step, names=step.names[layer : layer + 1])
-  target = staged(Staging(1), [(None, range(1), range(rows))], step.stack)
+  where = [(None, range(1), range(rows))]
+  target = staged(Staging(1), where, step.stack, work.plan.devices)
   fill(one, target, work.group, work.readers, pool)
   return target.shards[0]
 

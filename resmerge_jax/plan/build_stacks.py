@@ -63,6 +63,7 @@ def build_stacks(
       sources=tuple(i for i in read if group.stores(i, name)),
       rank=int(any(loras)),  # all ranks alike, so that they share a program
       swept=settings > 1,
+      reads_ahead=all(group.sources[i].reads_ahead for i in read),
     )
     members.setdefault(key, []).extend(rule.matrices(out[name]))
   stacks = [

@@ -67,7 +67,8 @@ class Stack:
   action does not depend on it. `present[i]`: whether source i has them; an expert that
   has not counts as unchanged. Among `names` are parts of tensors (`TensorRef.part`),
   each a matrix of its own. `layers` x `rows` is the shape of one step. `swept`:
-  whether a step has several outputs, those of a sweep, computed in turn.
+  whether a step has several outputs, those of a sweep, computed in turn. `reads_ahead`:
+  whether the system reads all sources before there is a buffer (`Checkpoint.reads_ahead`).
   """
 
   action: Action
@@ -82,6 +83,7 @@ class Stack:
   sources: tuple[int, ...]
   rank: int = 0
   swept: bool = False
+  reads_ahead: bool = False
   layers: int = 1
   rows: int = 1
 

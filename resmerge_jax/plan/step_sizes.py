@@ -18,12 +18,15 @@ DEFAULT_BUDGET = 2 * 2**30
 # as much again as three outputs); larger ones have a mapping of their own.
 HEAP_BLOCK_BYTES, FRAGMENTS = 32 * 2**20, 3
 STAGED = 2  # input sets alive: one being read, one being computed
+# Larger sets that the system can read ahead are alive one by one: filling one from the
+# page cache takes less than the page faults of a second (docs/performance.md).
+ALONE_BYTES = 256 * 2**20
 
 
 def _parts(
   stack: Stack, layers: int, rows: int, devices: Accelerators | Cpu
-) -> tuple[int, int, int]:
-  """Bytes of steps of this size: staged input, what programs need, output.
+) -> tuple[int, int, int, int]:
+  """Bytes of steps of this size: input computed, input read, what programs need, output.
 
   What one process holds in memory. A CPU device computes one layer at a time;
   accelerators have memory of their own.
@@ -31,16 +34,22 @@ def _parts(
   elements = rows * stack.n_cols
   blocks = 1 if stack.chosen.whole else math.ceil(stack.n_rows / max(rows, 1))
   alive = min(STAGED, math.ceil(len(stack.names) / layers) * blocks)
-  staged = alive * layers * (rows * stack.row_bytes + stack.factor_bytes)
+  computed = layers * (rows * stack.row_bytes + stack.factor_bytes)
+  read = 0 if alive == 1 or is_alone(stack, computed, devices) else computed
   alive = STAGED if stack.swept else alive  # one is computed, one is written
   out = layers * elements * DTYPES[stack.out_dtype].itemsize
   out *= alive if out > HEAP_BLOCK_BYTES else alive + FRAGMENTS
   if isinstance(devices, Accelerators):
     n = devices.n_processes
-    return math.ceil(staged / n), 0, math.ceil(out / n)
+    return math.ceil(computed / n), math.ceil(read / n), 0, math.ceil(out / n)
   at_once = min(layers, devices.count)
   scratch = elements * _scratch(stack, devices) + stack.chosen.matrix_scratch
-  return staged, at_once * scratch, out
+  return computed, read, at_once * scratch, out
+
+
+def is_alone(stack: Stack, nbytes: int, devices: Accelerators | Cpu) -> bool:
+  """Whether a step's input of so many bytes is read when that of no other such is held."""
+  return isinstance(devices, Cpu) and stack.reads_ahead and nbytes > ALONE_BYTES
 
 
 def _scratch(stack: Stack, devices: Cpu) -> int:
@@ -67,7 +76,7 @@ def peak_memory(stacks: Sequence[Stack], devices: Accelerators | Cpu) -> int:
 
   Buffers grow to the largest step of any stack, so the parts peak one by one.
   """
-  parts = [_parts(s, s.layers, s.rows, devices) for s in stacks] or [(0, 0, 0)]
+  parts = [_parts(s, s.layers, s.rows, devices) for s in stacks] or [(0, 0, 0, 0)]
   return PROCESS_BYTES + sum(max(column) for column in zip(*parts, strict=True))
 
 
@@ -108,13 +117,14 @@ def _shape_on_cpu(
 
 def _shape_on(devices: Accelerators, stack: Stack, room: float) -> tuple[int, int]:
   bare = dataclasses.replace(stack, rank=0)
-  staged, _, out = _parts(bare, 1, 1, dataclasses.replace(devices, n_processes=1))
+  one_process = dataclasses.replace(devices, n_processes=1)
+  stored, read, _, out = _parts(bare, 1, 1, one_process)
   factors = math.ceil(stack.factor_bytes / max(stack.n_rows, 1))
   vectors = stack.n_cols * FLOAT32 * len(stack.dtypes) if stack.chosen.whole else 0
   row = RowBytes(
     stored=max(stack.row_bytes + factors, 1),
-    device=max(staged // STAGED + factors + vectors + out, 1),
-    host=max(staged + STAGED * factors + out, 1),
+    device=max(stored + factors + vectors + out, 1),
+    host=max(stored + read + STAGED * factors + out, 1),
   )
   return step_shape(
     devices,

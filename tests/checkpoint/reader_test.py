@@ -7,6 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from resmerge_jax.checkpoint import files
 from resmerge_jax.checkpoint.folder import open_checkpoint
 from resmerge_jax.checkpoint.memory import MemoryReader, memory_checkpoint
 from resmerge_jax.checkpoint.reader import CheckpointReader, block_bytes
@@ -42,6 +43,29 @@ def source(request, tmp_path):
   checkpoint = open_checkpoint(path)
   with CheckpointReader(checkpoint) as reader:
     yield checkpoint, reader
+
+
+def test_expects_the_bytes_it_will_read(tmp_path, monkeypatch):
+  """In requests that the system does not cut short; a file that is not there is no error."""
+  path = folders.write_folder(tmp_path / 'm', ARRAYS)
+  checkpoint = open_checkpoint(path)
+  asked = []
+  monkeypatch.setattr(files, 'EXPECTED_AT_ONCE', 20)
+  monkeypatch.setattr(
+    os, 'posix_fadvise', lambda _, start, n, advice: asked.append((start, n, advice))
+  )
+  with CheckpointReader(checkpoint) as reader:
+    ref = checkpoint.tensors['conv']  # rows of 8 bytes
+    reader.expect(ref, 1, 4)
+    at = ref.start + 8
+    assert asked == [
+      (at, 20, os.POSIX_FADV_WILLNEED), (at + 20, 4, os.POSIX_FADV_WILLNEED)
+    ]  # fmt: skip
+  (path / ref.file).unlink()
+  with CheckpointReader(checkpoint) as reader:
+    reader.expect(ref, 0, 1)
+    with pytest.raises(InputError, match='cannot be read'):
+      rows(reader, ref, 0, 1)
 
 
 def test_reads_every_block_of_rows(source):

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 import resmerge_jax
+from resmerge_jax.checkpoint.reader import CheckpointReader
 from resmerge_jax.config_checks import parse_mesh
 from resmerge_jax.errors import InputError
 from resmerge_jax.linalg import krylov, passes
 from resmerge_jax.pipeline import kernels, loop, program_cache
 from resmerge_jax.pipeline.staging import Staging
+from resmerge_jax.plan import step_sizes
 from tests import groups, several
 from tests.groups import MEAN
 
@@ -83,6 +85,28 @@ def test_large_matrices_agree(group, on_one, tmp_path, n_devices, mesh):
   several.assert_agree(got, on_one[0], groups.load(group.base))
   flagged = [r['name'] for r in records if any(r.get('float64_head', []))]
   assert flagged == [several.CLOSE]
+
+
+def test_steps_that_wait_for_the_buffer_of_others(group, on_one, tmp_path, monkeypatch):
+  """As those of large matrices do: the same bytes, each expected before it is read."""
+  monkeypatch.setattr(step_sizes, 'ALONE_BYTES', 0)
+  expected, read = set(), set()
+  expect, read_into = CheckpointReader.expect, CheckpointReader.read_into
+
+  def expecting(self, ref, row_start, row_stop):
+    expected.add((id(self), ref.name, row_start, row_stop))
+    expect(self, ref, row_start, row_stop)
+
+  def reading(self, ref, row_start, row_stop, out):
+    read.add((id(self), ref.name, row_start, row_stop))
+    assert (id(self), ref.name, row_start, row_stop) in expected
+    read_into(self, ref, row_start, row_stop, out)
+
+  monkeypatch.setattr(CheckpointReader, 'expect', expecting)
+  monkeypatch.setattr(CheckpointReader, 'read_into', reading)
+  got, _ = merged(group, tmp_path / 'out', 1)
+  assert expected == read
+  groups.assert_same_bits(got, on_one[0])
 
 
 def test_state_dicts_agree_with_one_device(group):
