@@ -15,7 +15,8 @@ from resmerge_jax.config_checks import (
   parse_mesh,
 )
 from resmerge_jax.errors import InputError
-from resmerge_jax.linalg.passes import SCRATCH, solves_in_blocks
+from resmerge_jax.linalg.krylov import solver_bytes
+from resmerge_jax.linalg.passes import solves_in_blocks
 from resmerge_jax.linalg.short_side import block_size
 from resmerge_jax.methods.resmerge_params import ResMerge
 from resmerge_jax.methods.table import (
@@ -169,17 +170,18 @@ def choose(
     blocks = method.block_scratch(n_experts)
     blocks += sum(post_of(p).block_scratch(n_experts) for p in post)
     solves = method.head_rank(params) > 0 and len(tensor.shape) > 1
-    unsplit = method.scratch
-    if solves and not post and solves_in_blocks(tensor.rows, tensor.cols):
-      unsplit = min(unsplit, SCRATCH)
+    one_matrix = blocks * block_size(tensor.rows, tensor.cols)
+    if solves:
+      k = method.head_rank(params)
+      one_matrix += solver_bytes(tensor.rows, tensor.cols, k)
     return Chosen(
       params,
       post,
       needs_whole_matrix(params, post),
       scans=n_scans(params, post) if scanned else 0,
       scratch=method.scratch,
-      unsplit_scratch=unsplit,
-      matrix_scratch=blocks * block_size(tensor.rows, tensor.cols),
+      matrix_scratch=one_matrix,
+      in_blocks=solves and not post and solves_in_blocks(tensor.rows, tensor.cols),
       redone=solves,
       on_factors=method.on_factors and not post,
       loses_rank=method.loses_rank(params),

@@ -12,6 +12,7 @@ EPS = 2.0**-24  # unit round-off of float32
 TOLERANCE = 1e-5  # wanted relative error of the head; stops ten times below MAX_ERROR
 MAX_ERROR = 1e-4  # above this estimate a head must not be used
 THIN = 64  # short sides up to this go through the whole Gram matrix
+UNSEEN = 8 * EPS  # sigma^2, relative to sigma_1^2, that steps of the solver may not see
 FLOOR = 2e-6  # error of a perfectly separated head: rounding of y and v themselves
 
 
@@ -65,13 +66,18 @@ def head_of(ritz: Ritz, k: int, short: int, energy: jax.Array) -> Head:
   beside = jnp.maximum(theta_next, 1.0 - theta_M.sum() + 1e-5)
   nothing_hidden = beside + jnp.linalg.norm(rho_M) < theta_M[k - 1]
   error = _head_error(theta_M, rho_M, k) if k < short else jnp.float32(0)
+  if k > 1 and short > THIN:  # as small a value may have been missed among rounding
+    at_rounding = theta_M[k - 1] < UNSEEN * theta_M[0]
+    error = jnp.where(at_rounding, jnp.maximum(error, UNSEEN**0.5), error)
+  # More energy than there is: rounding has broken the basis.
+  error = jnp.where(theta_M.sum() > 1 + 1e-3, jnp.inf, error)
   return Head(
     y_KxR=ritz.y_KxR[:k],
     v_KxC=ritz.v_PxC[:k],
     sigma_K=jnp.sqrt(theta_M[:k] * energy),
     sigma_next=jnp.sqrt(theta_next * energy),
     error=jnp.where(energy > 0, error + FLOOR, 0.0),
-    certified=(energy == 0) | (short <= THIN) | nothing_hidden,
+    certified=(energy == 0) | (short <= THIN) | (nothing_hidden & (error < jnp.inf)),
     ritz_MxC=ritz.v_PxC[: ritz_size(k, short)],
   )
 

@@ -9,6 +9,7 @@ Simon, Thick-Restart Lanczos, SIAM J. Matrix Anal. Appl. 22 (2000).
 """
 
 import functools
+import math
 import operator
 from typing import NamedTuple
 
@@ -35,21 +36,31 @@ from resmerge_jax.linalg.orthonormal import (
   reciprocal,
   squares,
 )
-from resmerge_jax.linalg.passes import Formed, Matrix
+from resmerge_jax.linalg.passes import (
+  Formed,
+  Matrix,
+  block_rows,
+  sampled_every,
+  solves_in_blocks,
+)
 
 # Krylov steps before each Rayleigh-Ritz test. Well separated heads settle at the first;
 # close spectra want longer chains. After 48 steps the host takes over.
 FIRST_STEPS, LATER_STEPS = 5, (1, 2, 4, *[6] * 6)
 KEPT = 3  # blocks of Ritz vectors that a restart keeps
-# Matrices of more entries start from singular vectors of some of their rows, every 4th
-# or at least SAMPLE_ROWS: SAMPLE_STEPS steps on these cost less than one step and save
-# two. A little of the random start stays, should these rows lack what is in others.
+# Matrices of more entries start from singular vectors of some of their rows:
+# SAMPLE_STEPS steps on these cost less than one step and save two. A little of the
+# random start stays, should these rows lack what is in others.
 LARGE = 2**23
-FIRST_STEPS_SAMPLED = 3
-SAMPLE_ROWS, SAMPLE_STEPS, SAMPLE_BLIND = 1024, 2, 0.02
+FIRST_STEPS_SAMPLED, SAMPLE_STEPS, SAMPLE_BLIND = 3, 2, 0.02
 # Rounding, in units of EPS sigma_1^2: what an eigh of the whole Gram matrix leaves as
-# residual; what a measured residual may miss; where a new direction is only noise.
-WHOLE_GRAM, MEASURED, NOISE = 8.0, 1.0, 8.0
+# residual; what a measured residual may miss. NOISE: length of d^T u, |u| = 1, where a new
+# direction is only rounding, in units of EPS.
+WHOLE_GRAM, MEASURED, NOISE = 8.0, 2.0, 8.0
+# Rows of length 1 that get shorter than STILL_NEW without their part in the basis are not
+# new, those that have less than APART for themselves tell nothing new: what rounding has
+# left, stretched to length 1, would have more and more of the basis in it.
+STILL_NEW, APART = 0.9, 0.2
 
 
 class _Basis(NamedTuple):
@@ -59,8 +70,7 @@ class _Basis(NamedTuple):
   y_MxR: jax.Array  # v d^T
   w_MxC: jax.Array  # v d^T d
   t_MxM: jax.Array  # v d^T d v^T
-  new_PxC: jax.Array  # spans the next block of v, orthogonal to it
-  least: jax.Array  # length of a direction in it that is only rounding
+  new_PxC: jax.Array  # spans the next block of v, orthogonal to it; of d^T u, |u_p| = 1
 
 
 class _State(NamedTuple):
@@ -79,6 +89,23 @@ def cycle_steps(n_rows: int, n_cols: int) -> tuple[int, ...]:
   """Krylov steps of each cycle on a matrix of this shape; it may end after any of them."""
   sampled = is_large(n_rows, n_cols)
   return (FIRST_STEPS_SAMPLED if sampled else FIRST_STEPS, *LATER_STEPS)
+
+
+def basis_rows(p: int) -> int:
+  """M of the iteration with blocks of P rows."""
+  return (KEPT + max(LATER_STEPS)) * p
+
+
+def solver_bytes(n_rows: int, n_cols: int, k: int) -> int:
+  """What solving one matrix keeps beside it: the basis, twice in its loops, and rows."""
+  if min(n_rows, n_cols) <= THIN:
+    return 0
+  entries = 2 * basis_rows(block_size(k)) * (n_rows + 2 * n_cols)
+  if is_large(n_rows, n_cols):
+    entries += math.ceil(n_rows / sampled_every(n_rows)) * n_cols
+  if solves_in_blocks(n_rows, n_cols):
+    entries += block_rows(n_rows, n_cols) * n_cols
+  return 4 * entries
 
 
 def top_k(delta_RxC: jax.Array, k: int, start_PxC: jax.Array) -> Head:
@@ -150,18 +177,16 @@ def _krylov(
   p = start_PxC.shape[0]
   steps = cycle_steps(n_rows, n_cols)
   kept = KEPT * p
-  m = kept + max(steps) * p
+  m = basis_rows(p)
   diagonal_MxM = np.eye(m, dtype=bool) & (np.arange(m) < kept)
   put = jax.lax.dynamic_update_slice_in_dim
-  sample_SxC = None
-  if is_large(n_rows, n_cols):
-    sample_SxC = matrix.sample(_sampled_every(n_rows))
 
   def step(i: int, basis: _Basis) -> _Basis:
-    v_MxC, y_MxR, w_MxC, t_MxM, new_PxC, least = basis
-    x_PxC = project_out(orthonormal(new_PxC, least), v_MxC)
-    x_PxC = orthonormal(x_PxC, 1e-3)
-    x_PxC, y_PxR, w_PxC = matrix.there_and_back(x_PxC, scale, sample_SxC)
+    v_MxC, y_MxR, w_MxC, t_MxM, new_PxC = basis
+    x_PxC = project_out(orthonormal(new_PxC, NOISE * EPS), v_MxC)
+    is_new_P = squares(x_PxC) > STILL_NEW**2
+    x_PxC = orthonormal(x_PxC * is_new_P[:, None], APART)
+    x_PxC, y_PxR, w_PxC = matrix.there_and_back(x_PxC, scale)
     at = kept + i * p
     v_MxC, y_MxR, w_MxC = (
       put(of, block, at, 0)
@@ -169,14 +194,10 @@ def _krylov(
     )
     t_PxM = dot('pc,mc->pm', w_PxC, v_MxC)
     t_MxM = put(put(t_MxM, t_PxM, at, 0), t_PxM.T, at, 1)
-    # Rows of |y_p| = 1: rounding is the same in all, however small what they hold. The
-    # longest, within the basis: what is left below this is rounding. All of it would be
-    # too much: with a random x, new directions are most of it.
+    # Rows of |y_p| = 1: rounding is the same in all, however small what they hold.
     unit_Px1 = _per_length_of_y(w_PxC, x_PxC)
-    t_PxM *= unit_Px1
-    least = NOISE * EPS * jnp.sqrt(jnp.max(squares(t_PxM)))
-    new_PxC = w_PxC * unit_Px1 - dot('pm,mc->pc', t_PxM, v_MxC)
-    return _Basis(v_MxC, y_MxR, w_MxC, t_MxM, project_out(new_PxC, v_MxC), least)
+    new_PxC = w_PxC * unit_Px1 - dot('pm,mc->pc', t_PxM * unit_Px1, v_MxC)
+    return _Basis(v_MxC, y_MxR, w_MxC, t_MxM, project_out(new_PxC, v_MxC))
 
   def cycle(state: _State) -> _State:
     basis = jax.lax.fori_loop(0, jnp.asarray(steps)[state.cycle], step, state.basis)
@@ -193,18 +214,17 @@ def _krylov(
       for of, ritz in zip(basis[:3], (v_KxC, y_KxR, w_KxC), strict=True)
     )
     t_MxM = jnp.where(diagonal_MxM, theta_M, 0.0)
-    basis = _Basis(v_MxC, y_MxR, w_MxC, t_MxM, basis.new_PxC, basis.least)
+    basis = _Basis(v_MxC, y_MxR, w_MxC, t_MxM, basis.new_PxC)
     return _State(basis, state.cycle + 1, settled)
 
-  if sample_SxC is not None:
-    start_PxC = _sampled_start(sample_SxC, start_PxC, scale)
+  if is_large(n_rows, n_cols):
+    start_PxC = _sampled_start(matrix.sample(), start_PxC, scale)
   start = _Basis(
     v_MxC=jnp.zeros((m, n_cols)),
     y_MxR=jnp.zeros((m, n_rows)),
     w_MxC=jnp.zeros((m, n_cols)),
     t_MxM=jnp.zeros((m, m)),
     new_PxC=start_PxC,
-    least=jnp.float32(0),
   )
   state = jax.lax.while_loop(
     lambda state: (state.cycle < len(steps)) & ~state.settled,
@@ -221,11 +241,6 @@ def _per_length_of_y(w_PxC: jax.Array, x_PxC: jax.Array) -> jax.Array:
   From |y_p|^2 = <w_p, x_p>, which devices that share the rows of y need not add up.
   """
   return reciprocal(jnp.sqrt(jnp.maximum(inner(w_PxC, x_PxC), 0.0)))[:, None]
-
-
-def _sampled_every(n_rows: int) -> int:
-  """A power of two, so that rows of a mesh are sampled where they lie."""
-  return max(4, 1 << max(n_rows // SAMPLE_ROWS, 1).bit_length() - 1)
 
 
 def _sampled_start(

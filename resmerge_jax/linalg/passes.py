@@ -15,9 +15,9 @@ from resmerge_jax.linalg.orthonormal import dot, eigh
 from resmerge_jax.linalg.task_vectors import TaskVectors
 
 # Matrices of more entries (128 MiB) are faster by `InBlocks` on a CPU. It forms so many
-# bytes of float32 rows at a time; bytes per entry that the solver then needs (measured:
-# up to 1.4, for the sampled rows).
-MANY_ENTRIES, BLOCK_BYTES, SCRATCH = 2**25, 16 * 2**20, 2
+# bytes of float32 rows at a time.
+MANY_ENTRIES, BLOCK_BYTES = 2**25, 16 * 2**20
+SAMPLE_ROWS = 1024  # of a sample, at least; every 4th row of fewer than 4096
 
 
 class Matrix(Protocol):
@@ -26,11 +26,11 @@ class Matrix(Protocol):
   @property
   def shape(self) -> tuple[int, int]: ...
 
-  def sample(self, every: int) -> jax.Array:
-    """Every so many-th row, SxC."""
+  def sample(self) -> jax.Array:
+    """Some of its rows, SxC."""
 
   def there_and_back(
-    self, x_PxC: jax.Array, scale: jax.Array, sample_SxC: jax.Array | None
+    self, x_PxC: jax.Array, scale: jax.Array
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """x, y = x d^T (PxR) and w = y d (PxC), x turned so that the y_p are orthogonal.
 
@@ -50,14 +50,11 @@ class Formed:
     n_rows, n_cols = self.delta_RxC.shape
     return n_rows, n_cols
 
-  def sample(self, every: int) -> jax.Array:
-    return self.delta_RxC[::every]
+  def sample(self) -> jax.Array:
+    return self.delta_RxC[:: sampled_every(len(self.delta_RxC))]
 
   def there_and_back(
-    self,
-    x_PxC: jax.Array,
-    scale: jax.Array,
-    sample_SxC: jax.Array | None = None,  # noqa: ARG002
+    self, x_PxC: jax.Array, scale: jax.Array
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     y_RxP = dot('rc,pc->rp', self.delta_RxC, x_PxC) * scale  # so ordered: no copy
     q_PxP = _turn(y_RxP)
@@ -76,23 +73,28 @@ class InBlocks:
 
   delta_NxRxC: TaskVectors
   i: jax.Array
+  rows_SxC: jax.Array  # the sample
+
+  @classmethod
+  def of(cls, delta_NxRxC: TaskVectors, i: jax.Array) -> 'InBlocks':
+    some_NxSxC = delta_NxRxC.every(sampled_every(delta_NxRxC.shape[0]))
+    return cls(delta_NxRxC, i, some_NxSxC.rows(i, 0, some_NxSxC.shape[0]))
 
   @property
   def shape(self) -> tuple[int, int]:
     return self.delta_NxRxC.shape
 
-  def sample(self, every: int) -> jax.Array:
-    return self.delta_NxRxC.every(every).at(self.i)
+  def sample(self) -> jax.Array:
+    return self.rows_SxC
 
   def there_and_back(
-    self, x_PxC: jax.Array, scale: jax.Array, sample_SxC: jax.Array | None
+    self, x_PxC: jax.Array, scale: jax.Array
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    assert sample_SxC is not None
-    q_PxP = _turn(dot('sc,pc->sp', sample_SxC, x_PxC) * scale)
+    q_PxP = _turn(dot('sc,pc->sp', self.rows_SxC, x_PxC) * scale)
     x_PxC = dot('pq,pc->qc', q_PxP, x_PxC)
     n_rows, n_cols = self.shape
-    n_blocks = math.ceil(4 * n_rows * n_cols / BLOCK_BYTES)
-    size = math.ceil(n_rows / n_blocks)
+    size = block_rows(n_rows, n_cols)
+    n_blocks = math.ceil(n_rows / size)
 
     def block(b: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
       y_RxP, w_PxC = state
@@ -111,6 +113,16 @@ class InBlocks:
 def solves_in_blocks(n_rows: int, n_cols: int) -> bool:
   """Whether a CPU that holds all rows takes `InBlocks`; thin matrices must be formed."""
   return n_rows * n_cols > MANY_ENTRIES and min(n_rows, n_cols) > THIN
+
+
+def sampled_every(n_rows: int) -> int:
+  """A power of two, so that rows of a mesh are sampled where they lie."""
+  return max(4, 1 << (max(n_rows // SAMPLE_ROWS, 1).bit_length() - 1))
+
+
+def block_rows(n_rows: int, n_cols: int) -> int:
+  """Rows that `InBlocks` forms at a time, in blocks of one size."""
+  return math.ceil(n_rows / math.ceil(4 * n_rows * n_cols / BLOCK_BYTES))
 
 
 def _turn(y_RxP: jax.Array) -> jax.Array:

@@ -38,14 +38,8 @@ class TaskVectors:
     expert_RxC = jax.lax.index_in_dim(self.experts_NxRxC, i, keepdims=False)
     return self.difference(expert_RxC)
 
-  def at(self, i: jax.Array) -> jax.Array:
-    """D_i of an i that only the program knows."""
-    return self.difference(
-      jax.lax.dynamic_index_in_dim(self.experts_NxRxC, i, keepdims=False)
-    )
-
-  def rows(self, i: jax.Array, first: jax.Array, n: int) -> jax.Array:
-    """`n` rows of D_i, nxC, without a copy of what is stored."""
+  def rows(self, i: jax.Array, first: jax.Array | int, n: int) -> jax.Array:
+    """`n` rows of D_i, nxC; only the program knows i and the first of them."""
     n_cols = self.base_RxC.shape[1]
     base_RxC = jax.lax.dynamic_slice_in_dim(self.base_RxC, first, n)
     expert_1xRxC = jax.lax.dynamic_slice(

@@ -49,7 +49,7 @@ def solve_heads(
 
   def solve_in_blocks(one: tuple[jax.Array, jax.Array]) -> Ritz:
     i, energy = one
-    return ritz_pairs(InBlocks(delta_NxRxC, i), ks, start_PxC, energy)
+    return ritz_pairs(InBlocks.of(delta_NxRxC, i), ks, start_PxC, energy)
 
   def solve(one: tuple[jax.Array, jax.Array]) -> Ritz:
     expert_RxC, energy = one

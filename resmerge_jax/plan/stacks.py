@@ -19,7 +19,7 @@ class Chosen(NamedTuple):
 
   `whole`: all rows of a matrix must be together. `scans`: how often it is read before.
   `scratch`: bytes that its program needs per entry of a matrix beside what is stored;
-  `unsplit_scratch`: on a CPU that holds all rows.
+  with `in_blocks` one float32 matrix less, on a CPU that holds all rows.
   `matrix_scratch`: bytes that it needs for one matrix of this tensor besides.
   `redone`: whether a matrix may be merged once more, on the host. `on_factors`: whether
   products of factors are merged without forming them. `loses_rank`: updates up to this
@@ -31,7 +31,7 @@ class Chosen(NamedTuple):
   whole: bool = False
   scans: int = 0
   scratch: int = 0
-  unsplit_scratch: int = 0
+  in_blocks: bool = False
   matrix_scratch: int = 0
   redone: bool = False
   on_factors: bool = False

@@ -54,8 +54,8 @@ def is_alone(stack: Stack, nbytes: int, devices: Accelerators | Cpu) -> bool:
 
 def _scratch(stack: Stack, devices: Cpu) -> int:
   """Bytes per entry: of formed task vectors too, or of the update that factors give."""
-  chosen = stack.chosen
-  scratch = chosen.scratch if devices.splits_rows else chosen.unsplit_scratch
+  in_blocks = stack.chosen.in_blocks and not devices.splits_rows
+  scratch = stack.chosen.scratch - (FLOAT32 if in_blocks else 0)
   if stack.is_formed:
     return scratch + stack.n_experts * FLOAT32
   return max(scratch, FLOAT32 if stack.rank else 0)
