@@ -2,7 +2,7 @@
 
 One matrix per call; callers vmap over experts and layers. The basis lives on the
 column side: a step multiplies a block of P row vectors by `delta^T` and `delta`, so
-with rows sharded over devices it needs one all-reduce of P x C numbers. What the
+with rows sharded over devices it needs all-reduces of P x P and P x C numbers. What the
 matrix made of every row of the basis is kept, so the Ritz pairs and their residuals
 cost no further pass over it. Theory: Golub & Van Loan, Matrix Computations, 10.4; Wu &
 Simon, Thick-Restart Lanczos, SIAM J. Matrix Anal. Appl. 22 (2000).
