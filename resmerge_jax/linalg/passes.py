@@ -41,9 +41,10 @@ class Matrix(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Formed:
-  """A float32 matrix in memory."""
+  """A float32 matrix in memory; `row_shards`: devices that share its rows evenly."""
 
   delta_RxC: jax.Array
+  row_shards: int = 1
 
   @property
   def shape(self) -> tuple[int, int]:
@@ -51,7 +52,12 @@ class Formed:
     return n_rows, n_cols
 
   def sample(self) -> jax.Array:
-    return self.delta_RxC[:: sampled_every(len(self.delta_RxC))]
+    n_rows, n_cols = self.shape
+    every = sampled_every(n_rows)
+    if n_rows % (every * self.row_shards):
+      return self.delta_RxC[::every]
+    # XLA:TPU makes a copy of the matrix for a slice with strides, and none for this.
+    return self.delta_RxC.reshape(n_rows // every, every, n_cols)[:, 0]
 
   def there_and_back(
     self, x_PxC: jax.Array, scale: jax.Array

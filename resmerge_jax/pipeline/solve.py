@@ -23,6 +23,7 @@ class Passes(NamedTuple):
 
   at_once: bool  # all in one batch, not in turn
   in_blocks: bool  # large ones are not formed; their rows must be on one device
+  row_shards: int  # devices that share the rows of one
 
 
 class Solved(NamedTuple):
@@ -56,7 +57,7 @@ def solve_heads(
     # The barrier keeps XLA from widening the base once for all, at a pass's cost.
     base_RxC, expert_RxC = another_pass(delta_NxRxC.base_RxC, expert_RxC)
     here_NxRxC = dataclasses.replace(delta_NxRxC, base_RxC=base_RxC)
-    delta = Formed(here_NxRxC.difference(expert_RxC))
+    delta = Formed(here_NxRxC.difference(expert_RxC), passes.row_shards)
     return ritz_pairs(delta, ks, start_PxC, energy)
 
   energy_N = known.square_N
