@@ -169,11 +169,11 @@ def choose(
     method = method_of(params)
     blocks = method.block_scratch(n_experts)
     blocks += sum(post_of(p).block_scratch(n_experts) for p in post)
-    solves = method.head_rank(params) > 0 and len(tensor.shape) > 1
     one_matrix = blocks * block_size(tensor.rows, tensor.cols)
+    head_rank = method.head_rank(params)
+    solves = head_rank > 0 and len(tensor.shape) > 1
     if solves:
-      k = method.head_rank(params)
-      one_matrix += solver_bytes(tensor.rows, tensor.cols, k)
+      one_matrix += solver_bytes(tensor.rows, tensor.cols, head_rank)
     return Chosen(
       params,
       post,
