@@ -224,14 +224,14 @@ def _numbers(fetched: Fetched, at: int, exact_LxN: np.ndarray) -> dict[str, Any]
   """Of one layer, apart from the arrays of the device; sums wide enough to be added."""
   found: dict[str, Any] = {
     key: value[at].astype(np.float64 if value.dtype.kind == 'f' else np.int64)
-    for key, value in fetched.stats.items()
+    for key, value in fetched.found.stats.items()
   }
-  found['changed'] = fetched.sums.changed_LxN[at].astype(np.int64)
+  found['changed'] = fetched.found.sums.changed_LxN[at].astype(np.int64)
   if 'sample_NxBxB' in found:
     found['sample_rank_N'] = [rank_of(x) for x in found.pop('sample_NxBxB')]
-  if fetched.head is not None:
+  if fetched.found.head is not None:
     n = len(found['norm_R'])
-    head = fetched.head
+    head = fetched.found.head
     found |= {
       'sigma_NxK': np.array(head.sigma_K[at][:n]),
       'sigma_next_N': np.array(head.sigma_next[at][:n]),

@@ -35,6 +35,8 @@ from resmerge_jax.linalg.orthonormal import (
   project_out,
   reciprocal,
   squares,
+  total_square,
+  turned,
 )
 from resmerge_jax.linalg.passes import (
   Formed,
@@ -122,7 +124,7 @@ def top_ks(
   delta_RxC: jax.Array, ks: tuple[int, ...], start_PxC: jax.Array
 ) -> tuple[Head, ...]:
   """Heads of several ranks from one iteration, each as `top_k` tells of it."""
-  energy = jnp.sum(jnp.sum(delta_RxC * delta_RxC, axis=1))
+  energy = total_square(delta_RxC)
   ritz = ritz_pairs(Formed(delta_RxC), ks, start_PxC, energy)
   return tuple(head_of(ritz, k, min(delta_RxC.shape), energy) for k in ks)
 
@@ -154,7 +156,7 @@ def _whole_space(delta_RxC: jax.Array, p: int, scale: jax.Array) -> Ritz:
   """
   d_RxC = delta_RxC * scale
   if d_RxC.shape[0] >= d_RxC.shape[1]:
-    s_CxM, theta_M = eigh(dot('rc,rm->cm', d_RxC, d_RxC))
+    s_CxM, theta_M = eigh(dot('cr,rm->cm', turned(d_RxC), d_RxC))
     v_PxC = s_CxM[:, ::-1][:, :p].T
     y_PxR = dot('rc,pc->rp', delta_RxC, v_PxC).T
   else:

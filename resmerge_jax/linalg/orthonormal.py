@@ -13,6 +13,15 @@ def dot(spec: str, *operands: jax.Array) -> jax.Array:
   return jnp.einsum(spec, *operands, precision='highest')
 
 
+def turned(y_RxP: jax.Array) -> jax.Array:
+  """y^T, PxR, as an array of its own.
+
+  XLA folds a transpose into the product that takes it, and the sums of XLA:CPU's product
+  (RxP)^T RxC are split by the number of threads; those of PxR RxC are not.
+  """
+  return jax.lax.optimization_barrier(y_RxP.T)
+
+
 def project_out(w_PxC: jax.Array, v_MxC: jax.Array) -> jax.Array:
   return w_PxC - dot('pm,mc->pc', dot('pc,mc->pm', w_PxC, v_MxC), v_MxC)
 
@@ -37,6 +46,11 @@ def reciprocal(x: jax.Array) -> jax.Array:
 def squares(w_PxC: jax.Array) -> jax.Array:
   """|w_p|^2."""
   return inner(w_PxC, w_PxC)
+
+
+def total_square(delta_RxC: jax.Array) -> jax.Array:
+  """||delta||^2, row by row: of one sum over all the parts depend on the threads."""
+  return jax.lax.optimization_barrier(jnp.sum(delta_RxC**2, axis=1)).sum()
 
 
 def inner(w_PxC: jax.Array, x_PxC: jax.Array) -> jax.Array:

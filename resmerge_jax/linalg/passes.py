@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from resmerge_jax.linalg.head import THIN
-from resmerge_jax.linalg.orthonormal import dot, eigh
+from resmerge_jax.linalg.orthonormal import dot, eigh, turned
 from resmerge_jax.linalg.task_vectors import TaskVectors
 
 # Matrices of more entries (128 MiB) are faster by `InBlocks` on a CPU. It forms so many
 # bytes of float32 rows at a time.
 MANY_ENTRIES, BLOCK_BYTES = 2**25, 16 * 2**20
-SAMPLE_ROWS = 1024  # of a sample, at least; every 4th row of fewer than 4096
+# Of a sample: every 16th row, or every 8th or 4th where that would be fewer rows.
+SAMPLE_ROWS, LEAST_EVERY, MOST_EVERY = 192, 4, 16
 
 
 class Matrix(Protocol):
@@ -64,9 +65,9 @@ class Formed:
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     y_RxP = dot('rc,pc->rp', self.delta_RxC, x_PxC) * scale  # so ordered: no copy
     q_PxP = _turn(y_RxP)
-    y_RxP = dot('rp,pq->rq', y_RxP, q_PxP)
-    w_PxC = dot('rp,rc->pc', y_RxP, self.delta_RxC) * scale
-    return dot('pq,pc->qc', q_PxP, x_PxC), y_RxP.T, w_PxC
+    y_PxR = turned(dot('rp,pq->rq', y_RxP, q_PxP))
+    w_PxC = dot('pr,rc->pc', y_PxR, self.delta_RxC) * scale
+    return dot('pq,pc->qc', q_PxP, x_PxC), y_PxR, w_PxC
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,17 +104,17 @@ class InBlocks:
     n_blocks = math.ceil(n_rows / size)
 
     def block(b: int, state: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
-      y_RxP, w_PxC = state
+      y_PxR, w_PxC = state
       first = jnp.minimum(b * size, n_rows - size)  # the last block repeats some rows
       delta_BxC = self.delta_NxRxC.rows(self.i, first, size)
-      y_BxP = dot('bc,pc->bp', delta_BxC, x_PxC) * scale
-      y_RxP = jax.lax.dynamic_update_slice_in_dim(y_RxP, y_BxP, first, 0)
+      y_PxB = turned(dot('bc,pc->bp', delta_BxC, x_PxC) * scale)
+      y_PxR = jax.lax.dynamic_update_slice_in_dim(y_PxR, y_PxB, first, 1)
       is_new_B = first + jnp.arange(size) >= b * size
-      return y_RxP, w_PxC + dot('bp,bc->pc', y_BxP * is_new_B[:, None], delta_BxC)
+      return y_PxR, w_PxC + dot('pb,bc->pc', y_PxB * is_new_B, delta_BxC)
 
-    start = jnp.zeros((n_rows, len(x_PxC))), jnp.zeros(x_PxC.shape)
-    y_RxP, w_PxC = jax.lax.fori_loop(0, n_blocks, block, start)
-    return x_PxC, y_RxP.T, w_PxC * scale
+    start = jnp.zeros((len(x_PxC), n_rows)), jnp.zeros(x_PxC.shape)
+    y_PxR, w_PxC = jax.lax.fori_loop(0, n_blocks, block, start)
+    return x_PxC, y_PxR, w_PxC * scale
 
 
 def solves_in_blocks(n_rows: int, n_cols: int) -> bool:
@@ -123,7 +124,8 @@ def solves_in_blocks(n_rows: int, n_cols: int) -> bool:
 
 def sampled_every(n_rows: int) -> int:
   """A power of two, so that rows of a mesh are sampled where they lie."""
-  return max(4, 1 << (max(n_rows // SAMPLE_ROWS, 1).bit_length() - 1))
+  fitting = 1 << max(n_rows // SAMPLE_ROWS, 1).bit_length() - 1
+  return min(max(fitting, LEAST_EVERY), MOST_EVERY)
 
 
 def block_rows(n_rows: int, n_cols: int) -> int:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resmerge_jax.linalg.orthonormal import dot
+from resmerge_jax.linalg.orthonormal import dot, total_square, turned
 
 EXACT_SIDE = 1024  # short sides up to this get their whole spectrum
 PROBES, STEPS = 8, 32
@@ -33,7 +33,10 @@ def spectrum(delta_RxC: jax.Array) -> jax.Array:
   """p_j of all singular values, descending, of a float32 matrix; zeros if it is zero."""
   d_RxC = delta_RxC * _scale(delta_RxC)
   wide = d_RxC.shape[0] < d_RxC.shape[1]
-  gram_SxS = dot('rc,sc->rs' if wide else 'rc,rs->cs', d_RxC, d_RxC)
+  if wide:
+    gram_SxS = dot('rc,sc->rs', d_RxC, d_RxC)
+  else:
+    gram_SxS = dot('cr,rs->cs', turned(d_RxC), d_RxC)
   return jnp.maximum(jnp.linalg.eigvalsh(gram_SxS)[::-1], 0.0)
 
 
@@ -57,9 +60,9 @@ def tridiagonals(delta_RxC: jax.Array, v_KxC: jax.Array) -> dict[str, jax.Array]
   def step(m: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     q_VxMxC, x_VxC, diagonal_VxM, beside_VxM = state
     q_VxMxC = jax.lax.dynamic_update_index_in_dim(q_VxMxC, x_VxC, m, 1)
-    y_RxV = dot('rc,vc->rv', delta_RxC, x_VxC) * scale
-    w_VxC = dot('rv,rc->vc', y_RxV, delta_RxC) * scale
-    a_V = (y_RxV * y_RxV).sum(0)
+    y_VxR = turned(dot('rc,vc->rv', delta_RxC, x_VxC) * scale)
+    w_VxC = dot('vr,rc->vc', y_VxR, delta_RxC) * scale
+    a_V = (y_VxR * y_VxR).sum(1)
     w_VxC = apart(apart(w_VxC, q_VxMxC), q_VxMxC)
     b_V = jnp.linalg.norm(w_VxC, axis=1)
     # What is left of an exhausted space is rounding: the chain ends.
@@ -128,5 +131,5 @@ def _matrices(diagonal_VxM: np.ndarray, beside_VxM: np.ndarray) -> np.ndarray:
 
 def _scale(delta_RxC: jax.Array) -> jax.Array:
   """1 / ||D||, 0 for a zero matrix."""
-  energy = jnp.sum(jnp.sum(delta_RxC * delta_RxC, axis=1))
+  energy = total_square(delta_RxC)
   return jnp.where(energy > 0, jax.lax.rsqrt(jnp.where(energy > 0, energy, 1.0)), 0.0)

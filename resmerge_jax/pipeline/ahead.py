@@ -70,15 +70,19 @@ class Program:
 
   def moved(self, cycles: int) -> int:
     """Bytes that collectives of one step hand to the links of one device."""
-    n_steps = self.solver_steps(cycles) or 1
-    times = {'once': 1, 'solver cycle': cycles, 'solver step': n_steps}
+    times = {
+      'once': 1,
+      'solver cycle': cycles,
+      'solver step': max(self.solver_steps(cycles), 1),
+    }
     return sum(n * self.link_bytes(where) for where, n in times.items())
 
   def seconds(self, chip: Chip, cycles: int) -> float:
     """Estimate of one step: the slower of memory and arithmetic, then the links."""
     spec, elements = self.spec, math.prod(self.shape) / math.prod(self.mesh.values())
-    n_steps = self.solver_steps(cycles) or 1
-    more = (n_steps - 1) * spec.n_experts * elements  # task vectors, read twice a step
+    more = (
+      max(self.solver_steps(cycles) - 1, 0) * spec.n_experts * elements
+    )  # task vectors, read twice a step
     memory = (self.accessed + more * 2 * FLOAT32) / chip.memory_speed
     block = spec.start_shape[0]
     products = (self.flops + more * 4 * block) * BF16_PRODUCTS / chip.flops

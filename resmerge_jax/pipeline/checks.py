@@ -29,7 +29,7 @@ def check_merged(
     InputError: naming every source and tensor with NaN or Inf, or every tensor whose
       update or result leaves the range of its dtype.
   """
-  sums = fetched.sums
+  sums = fetched.found.sums
   squares_LxS = np.hstack(
     [sums.delta_sq_LxN, sums.update_sq_L[:, None], sums.loss_sq_L[:, None]]
   )

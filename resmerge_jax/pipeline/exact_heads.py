@@ -33,11 +33,11 @@ def replace_flagged(
   Returns a boolean array too, one row per layer held: the heads that came from float64.
   Layers whose task vectors are not finite are left alone: the caller reports them.
   """
-  shape = fetched.sums.delta_sq_LxN.shape
-  if fetched.head is None:
-    return fetched, np.zeros(shape, bool)
-  flagged_LxN = ~(fetched.head.error <= MAX_ERROR)  # NaN too
-  flagged_LxN &= np.isfinite(fetched.sums.delta_sq_LxN).all(1, keepdims=True)
+  sums, head = fetched.found.sums, fetched.found.head
+  if head is None:
+    return fetched, np.zeros(sums.delta_sq_LxN.shape, bool)
+  flagged_LxN = ~(head.error <= MAX_ERROR)  # NaN too
+  flagged_LxN &= np.isfinite(sums.delta_sq_LxN).all(1, keepdims=True)
   redo = np.flatnonzero(flagged_LxN.any(1)).tolist()
   if not redo:
     return fetched, flagged_LxN
@@ -69,10 +69,9 @@ def _redone(
   solved: MutableMapping[tuple[int, int, int], HostHead],
 ) -> tuple[Piece, ...]:
   """The merged matrix from exact heads; puts its numbers into `fetched`."""
-  assert fetched.head is not None
   one = dataclasses.replace(spec.alone(), layers=1, mesh_shape=None)
   kernel = compile_kernel(one, (device,))
-  head = jax.tree.map(lambda x: x[at : at + 1, ...].copy(), fetched.head)
+  head = jax.tree.map(lambda x: x[at : at + 1, ...].copy(), fetched.found.head)
   head = head._replace(y_KxR=np.ascontiguousarray(head.y_KxR[..., : spec.rows]))
   for i in np.flatnonzero(flagged_N):
     key = fetched.layers[at], int(i), spec.head_rank
@@ -90,9 +89,8 @@ def _redone(
     jax.device_put(head, kernel.layer),
   )
   matrix = fetch(dataclasses.replace(step, names=step.names[:1]), redone)
-  old = (fetched.sums, fetched.stats, fetched.head, fetched.recipe)
-  new = (matrix.sums, matrix.stats, matrix.head, matrix.recipe)
-  for into, value in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True):
+  old_leaves, new_leaves = (jax.tree.leaves(of.found) for of in (fetched, matrix))
+  for into, value in zip(old_leaves, new_leaves, strict=True):
     into[at, ...][tuple(slice(n) for n in value.shape[1:])] = value[0]
   return matrix.pieces
 

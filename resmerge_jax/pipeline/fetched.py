@@ -6,11 +6,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from resmerge_jax.linalg.head import Head
 from resmerge_jax.pipeline.kernel_spec import staged_dtype
 from resmerge_jax.pipeline.kernels import Found, Merged
 from resmerge_jax.pipeline.packed import unpack
-from resmerge_jax.pipeline.sums import Sums
 from resmerge_jax.plan.stacks import Step
 
 
@@ -32,17 +30,12 @@ class Fetched:
 
   layers: tuple[int, ...]
   owned: tuple[bool, ...]
-  sums: Sums
-  stats: dict[str, np.ndarray]
-  head: Head | None
-  recipe: dict[str, np.ndarray] | None
+  found: Found
   pieces: tuple[Piece, ...]
 
   def writable(self) -> 'Fetched':
     """With own copies of the numbers."""
-    names = ('sums', 'stats', 'head', 'recipe')
-    copies = jax.tree.map(np.array, {name: getattr(self, name) for name in names})
-    return dataclasses.replace(self, **copies)
+    return dataclasses.replace(self, found=jax.tree.map(np.array, self.found))
 
 
 def fetch(step: Step, merged: Merged) -> Fetched:
@@ -52,10 +45,7 @@ def fetch(step: Step, merged: Merged) -> Fetched:
   return Fetched(
     layers=held,
     owned=owned,
-    sums=found.sums,
-    stats=found.stats | (stats or {}),
-    head=found.head,
-    recipe=found.recipe,
+    found=found._replace(stats=found.stats | (stats or {})),
     pieces=() if merged.out_LxRxC is None else _pieces(step, merged.out_LxRxC),
   )
 

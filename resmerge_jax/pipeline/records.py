@@ -44,7 +44,7 @@ class Records:
       The same for `restore`, as JSON keeps them exactly.
     """
     n_rows = step.row_stop - step.row_start
-    sums = fetched.sums
+    sums = fetched.found.sums
     tensors = {
       step.names[layer]: {
         'delta_sq': _plain(sums.delta_sq_LxN[at].astype(np.float64)),
@@ -52,10 +52,10 @@ class Records:
         'update_sq': float(sums.update_sq_L[at]),
         'loss_sq': float(sums.loss_sq_L[at]),
         'size': n_rows * step.stack.n_cols,
-        'stats': _head_stats(fetched.head, at, exact_LxN)
+        'stats': _head_stats(fetched.found.head, at, exact_LxN)
         | {
           key: branches[value[at]] if key == 'branch' else _plain(value[at])
-          for key, value in fetched.stats.items()
+          for key, value in fetched.found.stats.items()
         },
       }
       for at, layer in enumerate(fetched.layers)

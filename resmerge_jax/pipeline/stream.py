@@ -112,7 +112,7 @@ def _finish_merged(done: Done, spec: KernelSpec, outputs: Sequence[Output]) -> N
     if work.recipe is not None and step.row_stop - step.row_start == step.stack.n_rows:
       work.recipe.check_records(map(records.record, step.names))
     _write(work, own_step, fetched.pieces)
-    if fetched.recipe is not None:
+    if fetched.found.recipe is not None:
       _write_recipe(work, own_step, fetched)
     work.sink.finish(own_step, of_output)
 
@@ -152,12 +152,12 @@ def _copied(step: Step, base_LxRxC: np.ndarray) -> np.ndarray:
 
 def _write_recipe(work: Work, step: Step, fetched: Fetched) -> None:
   """What this process reports of a step, where no step before it holds the same."""
-  assert fetched.recipe is not None
+  assert fetched.found.recipe is not None
   layout = work.plan.layout
   for at, layer in enumerate(fetched.layers):
     parts = layout.parts.get((step.names[layer], step.row_start), {})
     for part, name in parts.items() if fetched.owned[at] else ():
-      array = fetched.recipe[part][at]
+      array = fetched.found.recipe[part][at]
       if part == 'u_TxR':  # without the rows of padding
         array = array[:, : layout.where[name].shape[1]]
       work.sink.write(name, 0, np.ascontiguousarray(array))
