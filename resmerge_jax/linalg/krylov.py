@@ -36,7 +36,7 @@ from resmerge_jax.linalg.orthonormal import (
   reciprocal,
   squares,
   total_square,
-  turned,
+  transposed,
 )
 from resmerge_jax.linalg.passes import (
   Formed,
@@ -156,7 +156,7 @@ def _whole_space(delta_RxC: jax.Array, p: int, scale: jax.Array) -> Ritz:
   """
   d_RxC = delta_RxC * scale
   if d_RxC.shape[0] >= d_RxC.shape[1]:
-    s_CxM, theta_M = eigh(dot('cr,rm->cm', turned(d_RxC), d_RxC))
+    s_CxM, theta_M = eigh(dot('cr,rm->cm', transposed(d_RxC), d_RxC))
     v_PxC = s_CxM[:, ::-1][:, :p].T
     y_PxR = dot('rc,pc->rp', delta_RxC, v_PxC).T
   else:
@@ -205,7 +205,8 @@ def _krylov(
     basis = jax.lax.fori_loop(0, jnp.asarray(steps)[state.cycle], step, state.basis)
     s_MxM, theta_M = eigh((basis.t_MxM + basis.t_MxM.T) / 2)
     theta_M, s_MxK = theta_M[::-1], s_MxM[:, ::-1][:, :kept]
-    v_KxC, y_KxR, w_KxC = (dot('mk,mc->kc', s_MxK, of) for of in basis[:3])
+    s_KxM = transposed(s_MxK)
+    v_KxC, y_KxR, w_KxC = (dot('km,mc->kc', s_KxM, of) for of in basis[:3])
     rho_K = jnp.sqrt(squares(w_KxC - theta_M[:kept, None] * v_KxC))
     settled = functools.reduce(
       operator.and_, (is_settled(theta_M, rho_K, k) for k in ks)

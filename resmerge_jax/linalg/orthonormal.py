@@ -13,13 +13,13 @@ def dot(spec: str, *operands: jax.Array) -> jax.Array:
   return jnp.einsum(spec, *operands, precision='highest')
 
 
-def turned(y_RxP: jax.Array) -> jax.Array:
-  """y^T, PxR, as an array of its own.
+def transposed(x_RxP: jax.Array) -> jax.Array:
+  """x^T, PxR, as an array of its own.
 
-  XLA folds a transpose into the product that takes it, and the sums of XLA:CPU's product
-  (RxP)^T RxC are split by the number of threads; those of PxR RxC are not.
+  XLA folds a transpose into the product that takes it, and XLA:CPU splits the sums of
+  (RxP)^T RxC by the number of its threads; those of PxR RxC it does not.
   """
-  return jax.lax.optimization_barrier(y_RxP.T)
+  return jax.lax.optimization_barrier(x_RxP.T)
 
 
 def project_out(w_PxC: jax.Array, v_MxC: jax.Array) -> jax.Array:
@@ -49,7 +49,7 @@ def squares(w_PxC: jax.Array) -> jax.Array:
 
 
 def total_square(delta_RxC: jax.Array) -> jax.Array:
-  """||delta||^2, row by row: of one sum over all the parts depend on the threads."""
+  """||delta||^2, rows first: XLA:CPU splits long sums by the number of its threads."""
   return jax.lax.optimization_barrier(jnp.sum(delta_RxC**2, axis=1)).sum()
 
 

@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from resmerge_jax.linalg.head import THIN
-from resmerge_jax.linalg.orthonormal import dot, eigh, turned
+from resmerge_jax.linalg.orthonormal import dot, eigh, gram, transposed
 from resmerge_jax.linalg.task_vectors import TaskVectors
 
 # Matrices of more entries (128 MiB) are faster by `InBlocks` on a CPU. It forms so many
 # bytes of float32 rows at a time.
 MANY_ENTRIES, BLOCK_BYTES = 2**25, 16 * 2**20
-# Of a sample: every 16th row, or every 8th or 4th where that would be fewer rows.
-SAMPLE_ROWS, LEAST_EVERY, MOST_EVERY = 192, 4, 16
+# A sample has every 16th row, or every 8th where that would be fewer rows than this or
+# not the same of every device, else every 4th.
+SAMPLE_ROWS = 192
 
 
 class Matrix(Protocol):
@@ -54,8 +55,8 @@ class Formed:
 
   def sample(self) -> jax.Array:
     n_rows, n_cols = self.shape
-    every = sampled_every(n_rows)
-    if every <= 8 or n_rows % (every * self.row_shards):
+    every = sampled_every(n_rows, self.row_shards)
+    if every <= 8:
       return self.delta_RxC[::every]
     # XLA:TPU copies the matrix for strides of 16 and more, for those up to 8 with this.
     return self.delta_RxC.reshape(n_rows // every, every, n_cols)[:, 0]
@@ -65,7 +66,7 @@ class Formed:
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     y_RxP = dot('rc,pc->rp', self.delta_RxC, x_PxC) * scale  # so ordered: no copy
     q_PxP = _turn(y_RxP)
-    y_PxR = turned(dot('rp,pq->rq', y_RxP, q_PxP))
+    y_PxR = transposed(dot('rp,pq->rq', y_RxP, q_PxP))
     w_PxC = dot('pr,rc->pc', y_PxR, self.delta_RxC) * scale
     return dot('pq,pc->qc', q_PxP, x_PxC), y_PxR, w_PxC
 
@@ -107,7 +108,7 @@ class InBlocks:
       y_PxR, w_PxC = state
       first = jnp.minimum(b * size, n_rows - size)  # the last block repeats some rows
       delta_BxC = self.delta_NxRxC.rows(self.i, first, size)
-      y_PxB = turned(dot('bc,pc->bp', delta_BxC, x_PxC) * scale)
+      y_PxB = transposed(dot('bc,pc->bp', delta_BxC, x_PxC) * scale)
       y_PxR = jax.lax.dynamic_update_slice_in_dim(y_PxR, y_PxB, first, 1)
       is_new_B = first + jnp.arange(size) >= b * size
       return y_PxR, w_PxC + dot('pb,bc->pc', y_PxB * is_new_B, delta_BxC)
@@ -122,10 +123,14 @@ def solves_in_blocks(n_rows: int, n_cols: int) -> bool:
   return n_rows * n_cols > MANY_ENTRIES and min(n_rows, n_cols) > THIN
 
 
-def sampled_every(n_rows: int) -> int:
-  """A power of two, so that rows of a mesh are sampled where they lie."""
-  fitting = 1 << max(n_rows // SAMPLE_ROWS, 1).bit_length() - 1
-  return min(max(fitting, LEAST_EVERY), MOST_EVERY)
+def sampled_every(n_rows: int, row_shards: int = 1) -> int:
+  """Distance of the rows of a sample, which should lie alike on all `row_shards`."""
+  return next(
+    (
+      n for n in (16, 8) if n_rows >= n * SAMPLE_ROWS and n_rows % (n * row_shards) == 0
+    ),
+    4,
+  )
 
 
 def block_rows(n_rows: int, n_cols: int) -> int:
@@ -135,4 +140,4 @@ def block_rows(n_rows: int, n_cols: int) -> int:
 
 def _turn(y_RxP: jax.Array) -> jax.Array:
   """The rotation, PxP, that makes the columns of y orthogonal."""
-  return eigh(dot('rp,rq->pq', y_RxP, y_RxP))[0]
+  return eigh(gram(transposed(y_RxP)))[0]

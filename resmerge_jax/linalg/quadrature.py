@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resmerge_jax.linalg.orthonormal import dot, total_square, turned
+from resmerge_jax.linalg.orthonormal import dot, total_square, transposed
 
 EXACT_SIDE = 1024  # short sides up to this get their whole spectrum
 PROBES, STEPS = 8, 32
@@ -36,7 +36,7 @@ def spectrum(delta_RxC: jax.Array) -> jax.Array:
   if wide:
     gram_SxS = dot('rc,sc->rs', d_RxC, d_RxC)
   else:
-    gram_SxS = dot('cr,rs->cs', turned(d_RxC), d_RxC)
+    gram_SxS = dot('cr,rs->cs', transposed(d_RxC), d_RxC)
   return jnp.maximum(jnp.linalg.eigvalsh(gram_SxS)[::-1], 0.0)
 
 
@@ -60,7 +60,7 @@ def tridiagonals(delta_RxC: jax.Array, v_KxC: jax.Array) -> dict[str, jax.Array]
   def step(m: int, state: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     q_VxMxC, x_VxC, diagonal_VxM, beside_VxM = state
     q_VxMxC = jax.lax.dynamic_update_index_in_dim(q_VxMxC, x_VxC, m, 1)
-    y_VxR = turned(dot('rc,vc->rv', delta_RxC, x_VxC) * scale)
+    y_VxR = transposed(dot('rc,vc->rv', delta_RxC, x_VxC) * scale)
     w_VxC = dot('vr,rc->vc', y_VxR, delta_RxC) * scale
     a_V = (y_VxR * y_VxR).sum(1)
     w_VxC = apart(apart(w_VxC, q_VxMxC), q_VxMxC)

@@ -80,10 +80,8 @@ class Program:
   def seconds(self, chip: Chip, cycles: int) -> float:
     """Estimate of one step: the slower of memory and arithmetic, then the links."""
     spec, elements = self.spec, math.prod(self.shape) / math.prod(self.mesh.values())
-    more = (
-      max(self.solver_steps(cycles) - 1, 0) * spec.n_experts * elements
-    )  # task vectors, read twice a step
-    memory = (self.accessed + more * 2 * FLOAT32) / chip.memory_speed
+    more = max(self.solver_steps(cycles) - 1, 0) * spec.n_experts * elements
+    memory = (self.accessed + more * 2 * FLOAT32) / chip.memory_speed  # there and back
     block = spec.start_shape[0]
     products = (self.flops + more * 4 * block) * BF16_PRODUCTS / chip.flops
     return max(memory, products) + self.moved(cycles) / chip.link_speed

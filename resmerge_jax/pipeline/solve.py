@@ -33,6 +33,7 @@ class Solved(NamedTuple):
   known: DeltaSums | None = None
 
 
+@jax.enable_x64(False)  # also within programs of methods in float64
 def solve_heads(
   ks: tuple[int, ...],
   passes: Passes,
