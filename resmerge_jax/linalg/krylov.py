@@ -156,11 +156,11 @@ def _whole_space(delta_RxC: jax.Array, p: int, scale: jax.Array) -> Ritz:
   """
   d_RxC = delta_RxC * scale
   if d_RxC.shape[0] >= d_RxC.shape[1]:
-    s_CxM, theta_M = eigh(dot('cr,rm->cm', transposed(d_RxC), d_RxC))
+    s_CxM, theta_M = eigh(gram(transposed(d_RxC)))
     v_PxC = s_CxM[:, ::-1][:, :p].T
     y_PxR = dot('rc,pc->rp', delta_RxC, v_PxC).T
   else:
-    s_RxM, theta_M = eigh(dot('rc,mc->rm', d_RxC, d_RxC))
+    s_RxM, theta_M = eigh(gram(d_RxC))
     u_PxR = s_RxM[:, ::-1][:, :p].T
     v_PxC = dot('pr,rc->pc', u_PxR, d_RxC)
     size_Px1 = jnp.linalg.norm(v_PxC, axis=1, keepdims=True)

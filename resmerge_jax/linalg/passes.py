@@ -125,12 +125,10 @@ def solves_in_blocks(n_rows: int, n_cols: int) -> bool:
 
 def sampled_every(n_rows: int, row_shards: int = 1) -> int:
   """Distance of the rows of a sample, which should lie alike on all `row_shards`."""
-  return next(
-    (
-      n for n in (16, 8) if n_rows >= n * SAMPLE_ROWS and n_rows % (n * row_shards) == 0
-    ),
-    4,
-  )
+  for every in 16, 8:
+    if n_rows >= every * SAMPLE_ROWS and n_rows % (every * row_shards) == 0:
+      return every
+  return 4
 
 
 def block_rows(n_rows: int, n_cols: int) -> int:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resmerge_jax.linalg.orthonormal import dot, total_square, transposed
+from resmerge_jax.linalg.orthonormal import dot, gram, total_square, transposed
 
 EXACT_SIDE = 1024  # short sides up to this get their whole spectrum
 PROBES, STEPS = 8, 32
@@ -33,10 +33,7 @@ def spectrum(delta_RxC: jax.Array) -> jax.Array:
   """p_j of all singular values, descending, of a float32 matrix; zeros if it is zero."""
   d_RxC = delta_RxC * _scale(delta_RxC)
   wide = d_RxC.shape[0] < d_RxC.shape[1]
-  if wide:
-    gram_SxS = dot('rc,sc->rs', d_RxC, d_RxC)
-  else:
-    gram_SxS = dot('cr,rs->cs', transposed(d_RxC), d_RxC)
+  gram_SxS = gram(d_RxC if wide else transposed(d_RxC))
   return jnp.maximum(jnp.linalg.eigvalsh(gram_SxS)[::-1], 0.0)
 
 

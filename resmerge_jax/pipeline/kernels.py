@@ -153,8 +153,7 @@ def compile_kernel(spec: KernelSpec, devices: tuple[jax.Device, ...]) -> Kernel:
     )  # fmt: skip
     head = Head(*fields)
   on_cpu = devices[0].platform == 'cpu'
-  row_shards = mesh.shape[AXES[1]]
-  passes = Passes(not on_cpu, on_cpu and row_shards == 1, row_shards)
+  passes = Passes(at_once=not on_cpu, row_shards=mesh.shape[AXES[1]])
   start = aval(spec.start_shape, jnp.float32, whole)
   arguments = (base, experts, factors, context, start, head)
 

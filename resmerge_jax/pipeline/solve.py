@@ -22,8 +22,12 @@ class Passes(NamedTuple):
   """How a program goes over its matrices."""
 
   at_once: bool  # all in one batch, not in turn
-  in_blocks: bool  # large ones are not formed; their rows must be on one device
   row_shards: int  # devices that share the rows of one
+
+  @property
+  def in_blocks(self) -> bool:
+    """Whether large ones are not formed."""
+    return not self.at_once and self.row_shards == 1
 
 
 class Solved(NamedTuple):

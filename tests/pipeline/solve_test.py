@@ -9,7 +9,7 @@ from resmerge_jax.linalg.task_vectors import TaskVectors
 from resmerge_jax.pipeline.kernels import random_start
 from resmerge_jax.pipeline.solve import Passes, solve_heads
 
-PASSES = Passes(at_once=False, in_blocks=True, row_shards=1)
+PASSES = Passes(at_once=False, row_shards=1)
 
 
 @pytest.mark.parametrize('large', [False, True], ids=['small', 'sampled'])

@@ -37,7 +37,7 @@ def direct_fd(path):
   with path.open('rb+') as file:
     fd = direct.open_direct(file.fileno())
   if fd is None:
-    # tmpfs before Linux 6.6, say: nothing is written past the cache there
+    # tmpfs before Linux 6.6, macOS: no write goes past the cache, so none can be looked at
     pytest.skip('this file system writes through the page cache only')
   yield fd
   os.close(fd)
